@@ -1,0 +1,81 @@
+"""Arrays in files, without pickle.  (Chapter 6)
+
+A file is a NumPy `.npz` of named arrays plus one JSON text.  Names are compared exactly on load, and a file is replaced in one step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """A file that is not what it should be; the message says what was found and what was expected."""
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a pytree by their path, such as `encoder/first/kernel`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {"/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path if getattr(k, "name", None) != "value"): leaf for path, leaf in leaves}
+
+
+def save(path: Path, tree: Any, meta: dict[str, Any], *, dtype: Any = None) -> None:
+    """Write a pytree of arrays and a JSON record.  With `dtype`, floating arrays are stored in it."""
+    arrays = {}
+    for name, leaf in named_leaves(tree).items():
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        array = np.asarray(leaf)
+        arrays[name] = array.astype(dtype) if dtype is not None and np.issubdtype(array.dtype, np.floating) else array
+    arrays["__meta__"] = np.frombuffer(json.dumps({"format": FORMAT, **meta}).encode(), np.uint8)
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The JSON record of a file.  Raises `CheckpointError` if it is not one of ours."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            meta = json.loads(file["__meta__"].tobytes())
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise CheckpointError(f"{path} is not a RefineMath file, or it is damaged: {error}") from None
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has format {meta.get('format') if isinstance(meta, dict) else meta!r}; this version reads format {FORMAT}")
+    return meta
+
+
+def load(path: Path, like: Any) -> tuple[Any, dict[str, Any]]:
+    """The pytree and record of a file.  Names and shapes must be those of `like` exactly; dtypes become those of `like`."""
+    meta = read_meta(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            stored = {name: file[name] for name in file.files if name != "__meta__"}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    wanted = named_leaves(like)
+    if stored.keys() != wanted.keys():
+        missing, extra = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
+        raise CheckpointError(f"{path} holds other parameters than this model; missing {missing[:3]}, unexpected {extra[:3]}")
+    leaves = []
+    for name, leaf in wanted.items():
+        array = stored[name]
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaves.append(jax.random.wrap_key_data(jnp.asarray(array)))
+            continue
+        if array.shape != leaf.shape:
+            raise CheckpointError(f"{path}: {name} has shape {array.shape}; this model needs {leaf.shape}")
+        leaves.append(jnp.asarray(array, leaf.dtype))
+    return jax.tree.unflatten(jax.tree.structure(like), leaves), meta

@@ -1,0 +1,333 @@
+"""The encoder that seeds a thought, and the tiny refiner that improves it.  (Chapters 3, 4)
+
+Parameters live in Flax NNX modules; every step is a plain function of them.  Letters: X encoded points, Z latent (slots x latent_dim),
+e candidate formula, r residual.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, Int
+
+from refinemath.fit import project
+from refinemath.language import MAX_VARIABLES, SLOTS, VOCABULARY_SIZE, additive_terms, evaluate_nodes, is_constant
+from refinemath.newton_schulz import MUON, POLAR, orthogonalize
+
+MASK = VOCABULARY_SIZE  # the token of a slot about which nothing is known
+TERMS = 4
+STABILISERS = ("rms", "soft", "polar", "muon")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What defines a model; stored with its weights."""
+
+    latent_dim: int = 512
+    width: int = 128
+    slots: int = SLOTS
+    heads: int = 4
+    seeds: int = 16  # learned queries that summarise the points
+    encoder_blocks: int = 2
+    refiner_blocks: int = 2
+    variables: int = 1
+    stabiliser: str = "polar"
+
+    def __post_init__(self) -> None:
+        if self.stabiliser not in STABILISERS:
+            raise ValueError(f"stabiliser is {self.stabiliser!r}; it must be one of {', '.join(STABILISERS)}")
+        if self.latent_dim < 4 * self.slots:
+            raise ValueError(f"latent_dim is {self.latent_dim}; {self.slots} orthogonal slots need at least {4 * self.slots}")
+        if not 1 <= self.variables <= MAX_VARIABLES:
+            raise ValueError(f"variables is {self.variables}; it must be 1 to {MAX_VARIABLES}")
+
+
+class Points(NamedTuple):
+    """A batch of scatter plots, padded: x (batch, variables, points), y and mask (batch, points)."""
+
+    x: Float[Array, "batch variables points"]
+    y: Float[Array, "batch points"]
+    mask: Array
+
+
+class Candidate(NamedTuple):
+    """A formula and what executing it on the points gave."""
+
+    tokens: Int[Array, "batch slots"]
+    values: Float[Array, "batch slots"]
+    fitted: Float[Array, "batch points"]  # b + sum of a_k term_k, least squares
+    fvu: Float[Array, "batch"]
+
+
+def stabilise(z: Float[Array, "batch slots dim"], kind: str) -> Float[Array, "batch slots dim"]:
+    """Bring a latent back to unit rows: by RMSNorm alone, or by Newton-Schulz.  Chapter 5."""
+    unit = z * jax.lax.rsqrt(jnp.sum(z * z, axis=-1, keepdims=True) + 1e-12)
+    if kind == "rms":
+        return unit
+    if kind == "soft":
+        return unit + 0.5 * (orthogonalize(unit, POLAR) - unit)
+    return orthogonalize(unit, POLAR if kind == "polar" else MUON)
+
+
+def execute(tokens: Int[Array, "batch slots"], values: Float[Array, "batch slots"], points: Points) -> Candidate:
+    """Run a formula on its points and fit the free coefficients: the reality check of every step.  Chapter 4."""
+    nodes = evaluate_nodes(tokens, values, points.x)
+    slots_of, term = additive_terms(tokens, TERMS)
+    basis = nodes[slots_of, jnp.arange(tokens.shape[0])[:, None]]
+    batch = tokens.shape[0]
+    fitted, fvu = project(basis, term, jnp.broadcast_to(points.y, (batch, points.y.shape[-1])), jnp.broadcast_to(points.mask, (batch, points.mask.shape[-1])))
+    return Candidate(tokens, values, fitted, fvu)
+
+
+def no_candidate(points: Points, slots: int = SLOTS) -> Candidate:
+    """The candidate before there is one: every slot unknown, nothing explained."""
+    batch = points.y.shape[0]
+    mean = jnp.sum(points.y * points.mask, axis=-1, keepdims=True) / jnp.maximum(jnp.sum(points.mask, axis=-1, keepdims=True), 1)
+    return Candidate(jnp.full((batch, slots), MASK, jnp.int32), jnp.zeros((batch, slots), jnp.float32), mean * points.mask, jnp.ones(batch, jnp.float32))
+
+
+# ---------------------------------------------------------------- features: numbers in
+
+
+def _moments(v: Array, mask: Array) -> tuple[Array, Array]:
+    count = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
+    mean = jnp.sum(jnp.where(mask, v, 0.0), axis=-1, keepdims=True) / count
+    spread = jnp.sqrt(jnp.sum(jnp.where(mask, (v - mean) ** 2, 0.0), axis=-1, keepdims=True) / count)
+    return mean, jnp.maximum(spread, 1e-12)
+
+
+def _log_size(v: Array) -> Array:
+    return jnp.log(jnp.abs(v) + 1e-4) / 4.0
+
+
+def point_features(points: Points) -> Float[Array, "batch points features"]:
+    """What the encoder sees of each point: raw, scaled and logarithmic x and y, waves of both, and (one variable) local slopes.  Chapter 3."""
+    x, y, mask = points
+    batch, variables, count = x.shape
+    mean, spread = _moments(y, mask)
+    standard = (y - mean) / spread
+    root_mean_square = jnp.sqrt(mean**2 + spread**2)
+    raw = y / root_mean_square
+    features = [standard / 2, jnp.arcsinh(5 * standard) / 3, raw / 2, _log_size(raw), jnp.sign(raw)]
+    features += [wave(k * standard) for k in (1.0, 2.0, 4.0, 8.0) for wave in (jnp.sin, jnp.cos)]
+    for v in range(MAX_VARIABLES if variables > 1 else 1):
+        xv = x[:, v] if v < variables else jnp.zeros_like(y)
+        top = jnp.max(jnp.where(mask, jnp.abs(xv), 0.0), axis=-1, keepdims=True) + 1e-6
+        features += [jnp.clip(xv, -20, 20) / 5, jnp.arcsinh(xv), _log_size(xv), jnp.sign(xv), xv / top, jnp.broadcast_to(jnp.log(top) / 2, xv.shape)]
+        features += [wave(k * xv) for k in (0.5, 1.0, 2.0, 4.0) for wave in (jnp.sin, jnp.cos)]
+    if variables == 1:
+        order = jnp.argsort(jnp.where(mask, x[:, 0], jnp.inf), axis=-1)
+        back = jnp.argsort(order, axis=-1)
+        xs, ys, ms = (jnp.take_along_axis(a, order, -1) for a in (x[:, 0], standard, mask))
+        range_ = jnp.max(jnp.where(mask, x[:, 0], -jnp.inf), -1, keepdims=True) - jnp.min(jnp.where(mask, x[:, 0], jnp.inf), -1, keepdims=True)
+        both = ms[:, 1:] & ms[:, :-1]
+        gap = jnp.maximum((xs[:, 1:] - xs[:, :-1]) / jnp.maximum(range_, 1e-9), 1e-3)
+        slope = jnp.where(both, (ys[:, 1:] - ys[:, :-1]) / gap, 0.0)
+        zero = jnp.zeros((batch, 1), y.dtype)
+        left, right = jnp.concatenate([zero, slope], 1), jnp.concatenate([slope, zero], 1)
+        bend = (right - left) * (jnp.concatenate([zero.astype(bool), both], 1) & jnp.concatenate([both, zero.astype(bool)], 1))
+        for local in (left, right, bend):
+            local = jnp.take_along_axis(local, back, -1)
+            features += [jnp.arcsinh(local) / 2, jnp.tanh(local)]
+    return jnp.where(mask[..., None], jnp.stack(features, axis=-1), 0.0)
+
+
+def feedback_features(candidate: Candidate, points: Points) -> Float[Array, "batch points features"]:
+    """What the refiner sees of the candidate at each point: its fitted value and the residual r, at several scales.  Chapter 4."""
+    mean, spread = _moments(points.y, points.mask)
+    fitted = (candidate.fitted - mean) / spread
+    r = (points.y - candidate.fitted) / spread
+    own = r / jnp.maximum(_moments(r, points.mask)[1], 1e-7)
+    features = [jnp.clip(fitted, -5, 5) / 2, jnp.clip(r, -5, 5), jnp.arcsinh(30 * r) / 3, jnp.clip(own, -4, 4) / 2, jnp.sin(2 * own), jnp.cos(2 * own)]
+    return jnp.where(points.mask[..., None], jnp.stack(features, axis=-1), 0.0)
+
+
+POINT_FEATURES = {1: 5 + 8 + 14 + 6, 2: 5 + 8 + 14 * MAX_VARIABLES, 3: 5 + 8 + 14 * MAX_VARIABLES}
+FEEDBACK_FEATURES = 6
+
+
+# ---------------------------------------------------------------- layers
+
+
+def _dense(x: Array, weight: Array) -> Array:
+    """x @ weight with x flattened to two dimensions: XLA's CPU weight gradients need it."""
+    return (x.reshape(-1, x.shape[-1]) @ weight).reshape(*x.shape[:-1], weight.shape[-1])
+
+
+def _norm(x: Array, gain: Array) -> Array:
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6) * gain
+
+
+def _activate(x: Array) -> Array:
+    """Squared ReLU (So et al. 2021): as good as GELU here and far cheaper without a fused kernel."""
+    return jnp.square(jax.nn.relu(x))
+
+
+class Linear(nnx.Module):
+    """A matrix, started orthogonally scaled for its fan-in."""
+
+    def __init__(self, inputs: int, outputs: int, *, scale: float = 1.0, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), (inputs, outputs), jnp.float32) / jnp.sqrt(jnp.float32(inputs)))
+
+    def __call__(self, x: Array) -> Array:
+        return _dense(x, self.kernel[...])
+
+
+class Gain(nnx.Module):
+    """RMSNorm with a learned gain."""
+
+    def __init__(self, width: int):
+        self.gain = nnx.Param(jnp.ones(width, jnp.float32))
+
+    def __call__(self, x: Array) -> Array:
+        return _norm(x, self.gain[...])
+
+
+class Attention(nnx.Module):
+    """Multi-head attention from `x` to given keys and values, with normalised queries and keys."""
+
+    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
+        self.heads = heads
+        self.query = Linear(width, width, rngs=rngs)
+        self.out = Linear(width, width, scale=0.5, rngs=rngs)
+        self.temperature = nnx.Param(jnp.full((heads,), 1.0, jnp.float32))
+
+    def __call__(self, x: Array, key_value: tuple[Array, Array], mask: Array | None = None) -> Array:
+        batch, rows, width = x.shape
+        q = _norm(self.query(x).reshape(batch, rows, self.heads, -1), jnp.float32(1.0))
+        k, v = (a.reshape(batch, a.shape[1], self.heads, -1) for a in key_value)
+        k = _norm(k, jnp.float32(1.0))
+        score = jnp.einsum("bqhd,bkhd->bhqk", q, k) * (self.temperature[...] * jnp.float32((width // self.heads) ** -0.5) * 3.0)[None, :, None, None]
+        if mask is not None:
+            score = jnp.where(mask[:, None, None, :], score, -1e9)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(score, axis=-1), v)
+        return self.out(mixed.reshape(batch, rows, width))
+
+
+class KeyValue(nnx.Module):
+    """Keys and values of a set, computed once and read by several attentions."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.norm = Gain(width)
+        self.both = Linear(width, 2 * width, rngs=rngs)
+
+    def __call__(self, x: Array) -> tuple[Array, Array]:
+        key, value = jnp.split(self.both(self.norm(x)), 2, axis=-1)
+        return key, value
+
+
+class Feedforward(nnx.Module):
+    """A two-layer perceptron with squared ReLU."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.norm = Gain(width)
+        self.up = Linear(width, 4 * width, rngs=rngs)
+        self.down = Linear(4 * width, width, scale=0.5, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.down(_activate(self.up(self.norm(x))))
+
+
+class Block(nnx.Module):
+    """Self-attention, optional cross-attention, feedforward; each added to its input."""
+
+    def __init__(self, width: int, heads: int, cross: bool, *, rngs: nnx.Rngs):
+        self.norm = Gain(width)
+        self.own = KeyValue(width, rngs=rngs)
+        self.attend = Attention(width, heads, rngs=rngs)
+        self.cross_norm = Gain(width) if cross else None
+        self.cross = Attention(width, heads, rngs=rngs) if cross else None
+        self.feedforward = Feedforward(width, rngs=rngs)
+
+    def __call__(self, x: Array, key_value: tuple[Array, Array] | None = None, mask: Array | None = None) -> Array:
+        x = x + self.attend(self.norm(x), self.own(x))
+        if self.cross is not None and self.cross_norm is not None and key_value is not None:
+            x = x + self.cross(self.cross_norm(x), key_value, mask)
+        return x + self.feedforward(x)
+
+
+class Encoded(NamedTuple):
+    """What the encoder keeps of the points: a vector a point, a summary, and the points themselves."""
+
+    each: Float[Array, "batch points width"]
+    summary: Float[Array, "batch seeds width"]
+    points: Points
+
+
+class Encoder(nnx.Module):
+    """Points to X: a perceptron on each point, then learned seeds that attend to all of them (Set Transformer, Lee et al. 2019).  Chapter 3."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        w = config.width
+        self.first = Linear(POINT_FEATURES[config.variables], 2 * w, rngs=rngs)
+        self.second = Linear(2 * w, w, rngs=rngs)
+        self.seeds = nnx.Param(jax.random.normal(rngs.params(), (config.seeds, w), jnp.float32))
+        self.gather_key_value = KeyValue(w, rngs=rngs)
+        self.gather = Attention(w, config.heads, rngs=rngs)
+        self.blocks = nnx.List([Block(w, config.heads, cross=False, rngs=rngs) for _ in range(config.encoder_blocks)])
+
+    def __call__(self, points: Points) -> Encoded:
+        each = self.second(_activate(self.first(point_features(points))))
+        key_value = self.gather_key_value(each)
+        seeds = jnp.broadcast_to(self.seeds[...], (each.shape[0], *self.seeds[...].shape))
+        summary = seeds + self.gather(seeds, key_value, points.mask)
+        for block in self.blocks:
+            summary = block(summary)
+        return Encoded(each, summary, points)
+
+
+class Refiner(nnx.Module):
+    """One step Z_t -> Z_{t+1}, the same weights at every step.  Chapter 4."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        w, d = config.width, config.latent_dim
+        self.stabiliser = config.stabiliser
+        self.seed = nnx.Param(jax.random.normal(rngs.params(), (config.slots, d), jnp.float32))
+        self.place = nnx.Param(0.5 * jax.random.normal(rngs.params(), (config.slots, w), jnp.float32))
+        self.token = nnx.Param(0.5 * jax.random.normal(rngs.params(), (VOCABULARY_SIZE + 1, w), jnp.float32))
+        self.number = Linear(4, w, rngs=rngs)
+        self.read = Linear(d, w, rngs=rngs)
+        self.write = Linear(w, d, rngs=rngs)
+        self.write_norm = Gain(w)
+        self.feedback = Linear(FEEDBACK_FEATURES, w, rngs=rngs)
+        self.feedback_mix = Linear(w, w, rngs=rngs)
+        self.point_key_value = KeyValue(w, rngs=rngs)
+        self.summary_key_value = KeyValue(w, rngs=rngs)
+        self.blocks = nnx.List([Block(w, config.heads, cross=True, rngs=rngs) for _ in range(config.refiner_blocks)])
+        self.head = nnx.Param(jax.random.normal(rngs.params(), (d, VOCABULARY_SIZE), jnp.float32) / jnp.sqrt(jnp.float32(d)))
+        self.bias = nnx.Param(jnp.zeros((config.slots, VOCABULARY_SIZE), jnp.float32))
+
+    def start(self, noise: Float[Array, "batch slots dim"]) -> Float[Array, "batch slots dim"]:
+        """The seed thought Z_0: learned slots plus noise, stabilised.  Chapter 3."""
+        return stabilise(self.seed[...] + noise, self.stabiliser)
+
+    def logits(self, z: Float[Array, "batch slots dim"]) -> Float[Array, "batch slots vocabulary"]:
+        """What each slot says: scores of all tokens, before the grammar.  Chapter 8."""
+        return _dense(z * jnp.float32(z.shape[-1] ** 0.5), self.head[...]) + self.bias[...]
+
+    def __call__(self, z: Float[Array, "batch slots dim"], encoded: Encoded, candidate: Candidate) -> Float[Array, "batch slots dim"]:
+        each = encoded.each + self.feedback_mix(_activate(self.feedback(feedback_features(candidate, encoded.points))))
+        point_key, point_value = self.point_key_value(each)
+        summary_key, summary_value = self.summary_key_value(encoded.summary)
+        key_value = jnp.concatenate([point_key, summary_key], 1), jnp.concatenate([point_value, summary_value], 1)
+        mask = jnp.concatenate([encoded.points.mask, jnp.ones(encoded.summary.shape[:2], bool)], axis=1)
+        number = jnp.where(is_constant(candidate.tokens), candidate.values, 0.0)
+        score = jnp.broadcast_to((jnp.log10(jnp.clip(candidate.fvu, 1e-8, 10.0)) / 4)[:, None], number.shape)
+        numbers = self.number(jnp.stack([jnp.arcsinh(number), _log_size(number) * (number != 0), score, jnp.exp(score * 4)], axis=-1))
+        h = self.read(z * jnp.float32(z.shape[-1] ** 0.5)) + self.place[...] + self.token[...][candidate.tokens] + numbers
+        for block in self.blocks:
+            h = block(h, key_value, mask)
+        return stabilise(z + self.write(self.write_norm(h)) * jnp.float32(z.shape[-1] ** -0.5), self.stabiliser)
+
+
+class Model(nnx.Module):
+    """Encoder and refiner together."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        self.encoder = Encoder(config, rngs=rngs)
+        self.refiner = Refiner(config, rngs=rngs)

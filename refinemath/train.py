@@ -1,0 +1,283 @@
+"""Training: denoising with execution feedback, deep supervision, Muon for the hidden matrices.  (Chapter 6)
+
+Every step draws new problems, gives half of the batch a corrupted candidate formula and a fresh thought, lets the other half go on from
+where the last step left it, runs two refiner steps with the model's own best sample executed in between, and asks after each for the truth.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, Int
+
+from refinemath import checkpoint, grammar
+from refinemath.data import Bank, Examples, draw_examples, length_weights, make_bank
+from refinemath.heldout import training_exclusions
+from refinemath.language import ARITY, END, SLOTS, TOKEN_VALUE, VOCABULARY_SIZE, is_constant
+from refinemath.model import Candidate, Config, Model, Points, execute, no_candidate
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run.  Everything that changes the resulting weights is here or in `Config`."""
+
+    steps: int = 10_000
+    batch: int = 256
+    learning_rate: float = 2e-3
+    optimizer: str = "muon"
+    decay: float = 0.3  # share of the steps over which the learning rate falls to zero
+    warmup: int = 200
+    unroll: int = 2  # refiner steps per training step
+    own_samples: int = 8  # samples drawn from the thought, of which the best is executed next
+    noise: float = 0.3  # size of the noise in Z_0
+    go_on: float = 0.5  # share of the batch that continues from the step before
+    ema: float = 0.999
+    seed: int = 0
+    bank_per_length: int = 100_000
+
+
+class Thoughts(NamedTuple):
+    """A batch of problems with where each stands: its latent and its candidate."""
+
+    examples: Examples
+    z: Float[Array, "batch slots dim"]
+    candidate: Candidate
+
+
+class State(NamedTuple):
+    """Everything that a resumed run needs to continue bit for bit."""
+
+    params: Any
+    ema: Any
+    optimizer: Any
+    thoughts: Thoughts
+    step: Array
+
+
+_SAME_ARITY = [np.flatnonzero((ARITY == a) & (np.arange(VOCABULARY_SIZE) != END) & (np.arange(VOCABULARY_SIZE) != 2) & (np.arange(VOCABULARY_SIZE) != 3)) for a in range(3)]
+
+
+def corrupt(key: Array, tokens: Int[Array, "batch slots"]) -> Int[Array, "batch slots"]:
+    """Candidates to start from: another problem's formula (36 %), or the truth with tokens replaced by others of the same arity.  Chapter 6."""
+    k = jax.random.split(key, 4)
+    batch, _ = tokens.shape
+    rate = jax.random.uniform(k[0], (batch, 1), minval=0.05, maxval=0.7)
+    hit = jax.random.bernoulli(k[1], jnp.broadcast_to(rate, tokens.shape)) & (tokens != END)
+    arity = jnp.asarray(ARITY)[tokens]
+    other = tokens
+    for a, members in enumerate(_SAME_ARITY):
+        draw = jnp.asarray(members, jnp.int32)[jax.random.randint(k[2], tokens.shape, 0, len(members))]
+        other = jnp.where(arity == a, draw, other)
+    changed = jnp.where(hit, other, tokens)
+    return jnp.where(jax.random.bernoulli(k[3], 0.36, (batch, 1)), jnp.roll(tokens, 1, axis=0), changed)
+
+
+def fresh_thoughts(key: Array, model: Model, bank: Bank, recipe: Recipe, weights: Array, probes: Array | None, config: Config) -> Thoughts:
+    """New problems with a seed thought each and a first candidate: none (30 %) or a corrupted one."""
+    k = jax.random.split(key, 4)
+    examples = draw_examples(k[0], bank, recipe.batch, variables=config.variables, weights=weights, probes=probes)
+    points = Points(examples.x, examples.y, examples.mask)
+    tokens = corrupt(k[1], examples.tokens)
+    started = execute(tokens, jnp.where(tokens == examples.tokens, examples.values, jnp.asarray(TOKEN_VALUE)[tokens]), points)
+    nothing = jax.random.bernoulli(k[2], 0.3, (recipe.batch,))
+    candidate = choose(nothing, no_candidate(points, config.slots), started)
+    noise = recipe.noise * jax.random.normal(k[3], (recipe.batch, config.slots, config.latent_dim))
+    return Thoughts(examples, model.refiner.start(noise), candidate)
+
+
+def choose(where: Array, a: Any, b: Any) -> Any:
+    """`a` for the batch entries where `where` holds, else `b`, for whole records."""
+    return jax.tree.map(lambda u, v: jnp.where(where.reshape(-1, *[1] * (u.ndim - 1)), u, v), a, b)
+
+
+def best_own_sample(key: Array, logits: Float[Array, "batch slots vocabulary"], points: Points, count: int, current: Candidate) -> Candidate:
+    """Draw `count` formulas from each thought, execute them, and keep the best; a fifth of the time even if `current` fits better."""
+    batch, slots, _ = logits.shape
+    tokens = grammar.sample(key, logits, count).reshape(batch * count, slots)
+    repeated = Points(*(jnp.repeat(a, count, axis=0) for a in points))
+    drawn = execute(tokens, jnp.asarray(TOKEN_VALUE)[tokens], repeated)
+    best = jnp.argmin(drawn.fvu.reshape(batch, count), axis=1) + jnp.arange(batch) * count
+    own = jax.tree.map(lambda a: a[best], drawn)
+    better = (own.fvu < current.fvu) | jax.random.bernoulli(jax.random.fold_in(key, 1), 0.2, (batch,))
+    return choose(better, own, current)
+
+
+def loss_fn(params: Any, graph: Any, thoughts: Thoughts, key: Array, recipe: Recipe) -> tuple[Array, tuple[Thoughts, dict[str, Array]]]:
+    """Mean cross-entropy of the true token in every slot after each of `unroll` refiner steps, and the thoughts to go on from."""
+    model = nnx.merge(graph, params)
+    e = thoughts.examples
+    points = Points(e.x, e.y, e.mask)
+    encoded = model.encoder(points)
+    z, candidate = thoughts.z, thoughts.candidate
+    length = jnp.sum(e.tokens != END, axis=1, keepdims=True)
+    slot_weight = jnp.where(jnp.arange(e.tokens.shape[1])[None] <= length, 1.0, 0.1) * e.weight[:, None]
+    slot_weight = slot_weight / jnp.maximum(jnp.sum(slot_weight), 1e-6)
+    total = jnp.float32(0)
+    metrics: dict[str, Array] = {}
+    for t in range(recipe.unroll):
+        z = model.refiner(z, encoded, candidate)
+        logits = model.refiner.logits(z)
+        log_p = jax.nn.log_softmax(logits, axis=-1)
+        cross_entropy = -jnp.sum(jnp.take_along_axis(log_p, e.tokens[..., None], axis=-1)[..., 0] * slot_weight)
+        total = total + cross_entropy
+        metrics[f"loss_{t + 1}"] = cross_entropy
+        candidate = best_own_sample(jax.random.fold_in(key, t), jax.lax.stop_gradient(logits), points, recipe.own_samples, candidate)
+    blank = thoughts.candidate.tokens[:, 0] == VOCABULARY_SIZE
+    per = jnp.sum(-jnp.take_along_axis(log_p, e.tokens[..., None], axis=-1)[..., 0] * slot_weight, axis=1) / jnp.maximum(jnp.sum(slot_weight, axis=1), 1e-9)
+    metrics["from_nothing"] = jnp.sum(per * blank) / jnp.maximum(jnp.sum(blank), 1)
+    metrics["solved"] = jnp.mean(candidate.fvu < 1e-6)
+    metrics["loss"] = total / recipe.unroll
+    after = Thoughts(e, jax.lax.stop_gradient(z), candidate)
+    return total / recipe.unroll, (after, metrics)
+
+
+# ---------------------------------------------------------------- the optimizer
+
+
+_ADAM_KERNELS = ("encoder/first", "refiner/number", "refiner/feedback/")
+
+
+def uses_muon(name: str) -> bool:
+    """Muon gets the hidden matrices: every `kernel` that maps hidden width to hidden width.  Embeddings, heads, gains and first layers do not."""
+    return name.endswith("kernel") and not name.startswith(_ADAM_KERNELS)
+
+
+def make_optimizer(recipe: Recipe, params: Any) -> optax.GradientTransformation:
+    """Warm-up, constant, linear decay to zero; Muon (optax) for the matrices of `uses_muon`, AdamW for the rest.  Chapter 6."""
+    hold = int(recipe.steps * (1 - recipe.decay))
+    schedule = optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, recipe.learning_rate, recipe.warmup),
+            optax.constant_schedule(recipe.learning_rate),
+            optax.linear_schedule(recipe.learning_rate, 0.0, max(recipe.steps - hold, 1)),
+        ],
+        [recipe.warmup, max(hold, recipe.warmup)],
+    )
+    if recipe.optimizer == "adamw":
+        inner = optax.adamw(schedule, b1=0.9, b2=0.99, weight_decay=0.01)
+    else:
+        names = list(checkpoint.named_leaves(params))
+        spec = [optax.contrib.MuonDimensionNumbers() if uses_muon(n) else None for n in names]
+        dimensions = jax.tree.unflatten(jax.tree.structure(params), spec)
+        inner = optax.contrib.muon(
+            schedule, adam_learning_rate=schedule, adam_b2=0.99, weight_decay=0.01, consistent_rms=0.2, muon_weight_dimension_numbers=lambda _: dimensions
+        )
+    return optax.chain(optax.clip_by_global_norm(1.0), inner)
+
+
+# ---------------------------------------------------------------- the step and the loop
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """The compiled step and all it closes over."""
+
+    config: Config
+    recipe: Recipe
+    step: Callable[[State], tuple[State, dict[str, Array]]]
+    init: Callable[[], State]
+
+
+def make_trainer(config: Config, recipe: Recipe, bank: Bank, probes: Array | None) -> Trainer:
+    """Build the jitted training step.  Its batch is split over all devices of a mesh; with one device that changes nothing."""
+    graph, template = nnx.split(Model(config, rngs=nnx.Rngs(recipe.seed)))
+    optimizer = make_optimizer(recipe, template)
+    weights = length_weights(bank)
+    root = jax.random.key(recipe.seed)
+    mesh = jax.make_mesh((jax.device_count(),), ("data",))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def init() -> State:
+        model = Model(config, rngs=nnx.Rngs(recipe.seed))
+        params = nnx.state(model)
+        thoughts = fresh_thoughts(jax.random.fold_in(root, 2**32 - 1), model, bank, recipe, weights, probes, config)
+        return State(params, jax.tree.map(jnp.copy, params), optimizer.init(params), thoughts, jnp.zeros((), jnp.int32))
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state: State) -> tuple[State, dict[str, Array]]:
+        key = jax.random.fold_in(root, state.step)
+        k_new, k_go, k_loss = jax.random.split(key, 3)
+        new = fresh_thoughts(k_new, nnx.merge(graph, state.params), bank, recipe, weights, probes, config)
+        go_on = jax.random.bernoulli(k_go, recipe.go_on, (recipe.batch,)) & (state.thoughts.examples.weight > 0)
+        thoughts = choose(go_on, state.thoughts, new)
+        if jax.device_count() > 1:
+            thoughts = jax.lax.with_sharding_constraint(thoughts, split)
+        gradient, (after, metrics) = jax.grad(loss_fn, has_aux=True)(state.params, graph, thoughts, k_loss, recipe)
+        updates, moments = optimizer.update(gradient, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        rate = jnp.minimum(recipe.ema, (1.0 + state.step) / (10.0 + state.step)).astype(jnp.float32)
+        ema = jax.tree.map(lambda a, b: rate * a + (1 - rate) * b, state.ema, params)
+        metrics["gradient_norm"] = optax.global_norm(gradient)
+        return State(params, ema, moments, after, state.step + 1), metrics
+
+    def place(state: State) -> State:
+        return jax.device_put(state, whole) if jax.device_count() > 1 else state
+
+    return Trainer(config, recipe, step, lambda: place(jax.jit(init)()))
+
+
+def train(config: Config, recipe: Recipe, folder: Path, *, save_seconds: float = 300.0, bank: Bank | None = None, show: bool = True, stop_after: int | None = None) -> State:
+    """Run a recipe in `folder`, resuming its checkpoint if there is one; writes `log.jsonl`, `checkpoint.npz` and at the end `weights.npz`.
+
+    A resumed run gives the same weights, bit for bit, as one that was never interrupted.  `stop_after` ends early after that many steps.
+    """
+    from tqdm.auto import tqdm
+
+    folder.mkdir(parents=True, exist_ok=True)
+    words, probes = training_exclusions(config.variables)
+    if bank is None:
+        cache = folder / "bank.npz"
+        if cache.exists():
+            with np.load(cache) as file:
+                bank = Bank(jnp.asarray(file["tokens"]), jnp.asarray(file["start"]))
+        else:
+            bank = make_bank(recipe.bank_per_length, seed=recipe.seed, variables=config.variables, slots=config.slots, excluded=words)
+            np.savez(cache, tokens=bank.tokens, start=bank.start)
+    trainer = make_trainer(config, recipe, bank, probes)
+    state = trainer.init()
+    path = folder / "checkpoint.npz"
+    record = {"config": asdict(config), "recipe": asdict(recipe)}
+    if path.exists():
+        state, meta = checkpoint.load(path, state)
+        if meta["config"] != record["config"] or {**meta["recipe"], "steps": 0, "decay": 0} != {**record["recipe"], "steps": 0, "decay": 0}:
+            raise checkpoint.CheckpointError(f"{path} belongs to another run: {meta['config']}, {meta['recipe']}; use another folder")
+    first = int(state.step)
+    last = recipe.steps if stop_after is None else min(recipe.steps, first + stop_after)
+    started = saved = time.monotonic()
+    window: list[dict[str, Array]] = []
+    lead = jax.process_index() == 0
+    with tqdm(total=recipe.steps, initial=first, disable=not (show and lead), unit="step", mininterval=5) as bar, (folder / "log.jsonl").open("a") as log:
+        for step in range(first, last):
+            state, metrics = trainer.step(state)
+            window.append(metrics)
+            bar.update()
+            if (step + 1) % 50 == 0 or step + 1 == last:
+                mean = {k: float(np.mean([w[k] for w in window])) for k in metrics}
+                window = []
+                mean["step"] = step + 1
+                mean["examples_per_second"] = recipe.batch * (step + 1 - first) / (time.monotonic() - started)
+                bar.set_postfix(loss=f"{mean['loss']:.3f}", ex_s=f"{mean['examples_per_second']:.0f}")
+                if lead:
+                    log.write(json.dumps({k: round(v, 5) for k, v in mean.items()}) + "\n")
+                    log.flush()
+                if not np.isfinite(mean["loss"]):
+                    raise FloatingPointError(f"the loss is {mean['loss']} at step {step + 1}; the last checkpoint is {path}")
+            if lead and (time.monotonic() - saved > save_seconds or step + 1 == last):
+                checkpoint.save(path, state, {**record, "step": step + 1})
+                saved = time.monotonic()
+    if lead and last == recipe.steps:
+        checkpoint.save(folder / "weights.npz", state.ema, {"config": asdict(config), "recipe": asdict(recipe), "examples": recipe.steps * recipe.batch}, dtype=np.float16)
+    return state

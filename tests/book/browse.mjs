@@ -1,0 +1,278 @@
+// Visit every page of the built book in a real browser and report what a reader would suffer.
+//
+//   node tests/book/browse.mjs [--site DIR] [--out DIR] [--only TEXT] [--required]
+//
+// Each page is opened at desktop and phone width, in light and dark.  It must show
+//   * no error on the console, no failed request, no request to another host,
+//   * no horizontal scrolling, and every picture loaded,
+//   * every formula typeset,
+//   * every interactive figure reacting (see `react` below),
+//   * no serious or critical violation of axe-core's accessibility rules.
+// The search page must find "Newton".
+//
+// --out DIR     write a screenshot of each visit there
+// --only TEXT   visit only pages whose address contains TEXT
+// --required    a missing browser or package is a failure; without it the check is skipped
+//
+// The script installs nothing.  It needs Node 18, Chromium (or the variable CHROMIUM with its
+// path), and once `npm install` in this folder.
+
+import { createServer } from "node:http";
+import { existsSync, mkdirSync, readFileSync, readdirSync, statSync } from "node:fs";
+import { dirname, extname, join, relative, resolve, sep } from "node:path";
+import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
+
+const here = dirname(fileURLToPath(import.meta.url));
+const { values: options } = parseArgs({
+  options: {
+    site: { type: "string", default: join(here, "..", "..", "_build", "html") },
+    out: { type: "string" },
+    only: { type: "string", default: "" },
+    required: { type: "boolean", default: false },
+  },
+});
+const site = resolve(options.site);
+
+const VISITS = [
+  { name: "desktop-light", viewport: { width: 1280, height: 900 }, colorScheme: "light" },
+  { name: "desktop-dark", viewport: { width: 1280, height: 900 }, colorScheme: "dark" },
+  { name: "phone-light", viewport: { width: 390, height: 844 }, colorScheme: "light" },
+  { name: "phone-dark", viewport: { width: 390, height: 844 }, colorScheme: "dark" },
+];
+
+const FLAGS = [
+  "--no-sandbox",
+  "--disable-gpu",
+  "--disable-quic",
+  "--no-first-run",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
+];
+
+const TYPES = {
+  ".css": "text/css",
+  ".gif": "image/gif",
+  ".html": "text/html; charset=utf-8",
+  ".ico": "image/x-icon",
+  ".jpg": "image/jpeg",
+  ".js": "text/javascript",
+  ".json": "application/json",
+  ".mp4": "video/mp4",
+  ".png": "image/png",
+  ".svg": "image/svg+xml",
+  ".txt": "text/plain; charset=utf-8",
+  ".webp": "image/webp",
+  ".woff": "font/woff",
+  ".woff2": "font/woff2",
+  ".xml": "text/xml",
+};
+
+function skip(reason) {
+  console.log(`${options.required ? "FAILED" : "SKIPPED"}: browser check of the book: ${reason}`);
+  process.exit(options.required ? 1 : 0);
+}
+
+function findBrowser() {
+  const folders = (process.env.PATH ?? "").split(":");
+  const names = ["chromium", "chromium-browser", "google-chrome"];
+  const places = folders.flatMap((folder) => names.map((name) => join(folder, name)));
+  return [process.env.CHROMIUM, ...places].find((path) => path && existsSync(path));
+}
+
+function htmlFiles(folder) {
+  return readdirSync(folder, { withFileTypes: true }).flatMap((entry) => {
+    const path = join(folder, entry.name);
+    if (entry.isDirectory()) return entry.name.startsWith("_") ? [] : htmlFiles(path);
+    return entry.name.endsWith(".html") ? [path] : [];
+  });
+}
+
+function serve() {
+  const server = createServer((request, response) => {
+    const path = resolve(join(site, decodeURIComponent(new URL(request.url, "http://x").pathname)));
+    if ((path !== site && !path.startsWith(site + sep)) || !existsSync(path) || statSync(path).isDirectory()) {
+      response.writeHead(404).end("not found");
+      return;
+    }
+    response.writeHead(200, { "Content-Type": TYPES[extname(path)] ?? "application/octet-stream" });
+    response.end(readFileSync(path));
+  });
+  return new Promise((done) => server.listen(0, "127.0.0.1", () => done(server)));
+}
+
+// The following functions run inside the page.
+
+/** Elements that stick out of the window, when the page as a whole scrolls sideways. */
+function overflow() {
+  const root = document.documentElement;
+  if (root.scrollWidth <= root.clientWidth + 1) return [];
+  const clipped = (element) => {
+    for (let up = element.parentElement; up && up !== document.body; up = up.parentElement) {
+      if (getComputedStyle(up).overflowX !== "visible") return true;
+    }
+    return false;
+  };
+  const wide = [...document.body.querySelectorAll("*")].filter(
+    (element) => element.getBoundingClientRect().right > root.clientWidth + 1 && !clipped(element),
+  );
+  const names = wide.slice(0, 3).map((e) => `${e.tagName.toLowerCase()}.${[...e.classList].join(".")}`);
+  return [`scrolls sideways: ${root.scrollWidth} > ${root.clientWidth} pixels, because of ${names.join(", ") || "?"}`];
+}
+
+/** Pictures that should be seen and are not. */
+async function pictures() {
+  for (const image of document.images) image.loading = "eager";
+  const shown = [...document.images].filter((image) => image.checkVisibility());
+  await Promise.all(shown.map((image) => image.decode().catch(() => undefined)));
+  return shown
+    .filter((image) => !image.complete || image.naturalWidth === 0 || image.getBoundingClientRect().width < 2)
+    .map((image) => `picture not visible: ${image.getAttribute("src")?.slice(0, 80)}`);
+}
+
+/** Formulas that stayed raw, or that MathJax could not read. */
+async function formulas() {
+  if (window.MathJax?.startup) await window.MathJax.startup.promise;
+  const sources = [...document.querySelectorAll(".math")].filter((element) => element.checkVisibility());
+  const raw = sources.filter((element) => !element.querySelector("mjx-container"));
+  const broken = [...document.querySelectorAll("mjx-merror, [data-mjx-error]")];
+  return [...raw, ...broken].map((element) => `formula not typeset: ${element.textContent.slice(0, 60)}`);
+}
+
+/**
+ * A figure that reacts stands in an element of class "interactive".  It has one or more inputs,
+ * selects or buttons, and a picture (svg, canvas, img or .plot).  Using a control must change it.
+ */
+async function react() {
+  const state = (figure) =>
+    [...figure.querySelectorAll("svg, canvas, img, output, .plot")]
+      .map((part) => (part.tagName === "CANVAS" ? part.toDataURL() : part.outerHTML))
+      .join();
+  const use = (control) => {
+    if (control.tagName === "BUTTON") return control.click();
+    if (control.tagName === "SELECT") control.selectedIndex = (control.selectedIndex + 1) % control.options.length;
+    else if (control.type === "range") {
+      const middle = (Number(control.min || 0) + Number(control.max || 100)) / 2;
+      control.value = Number(control.value) > middle ? control.min || 0 : control.max || 100;
+    } else return control.click();
+    control.dispatchEvent(new Event("input", { bubbles: true }));
+    control.dispatchEvent(new Event("change", { bubbles: true }));
+  };
+  const defects = [];
+  for (const [i, figure] of [...document.querySelectorAll(".interactive")].entries()) {
+    const controls = [...figure.querySelectorAll("input, select, button")];
+    if (controls.length === 0) defects.push(`interactive figure ${i} has no control`);
+    for (const control of controls) {
+      const before = state(figure);
+      use(control);
+      await new Promise((done) => setTimeout(done, 250));
+      if (state(figure) === before) {
+        defects.push(`interactive figure ${i}: ${control.getAttribute("aria-label") ?? control.id} changes nothing`);
+      }
+    }
+  }
+  return defects;
+}
+
+async function accessibility() {
+  const rules = { runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"] };
+  const result = await window.axe.run(document, { ...rules, resultTypes: ["violations"] });
+  return result.violations
+    .filter((violation) => ["serious", "critical"].includes(violation.impact))
+    .map(
+      (violation) =>
+        `accessibility (${violation.impact}): ${violation.id}, ${violation.help}; ` +
+        `${violation.nodes.length} times, first ${violation.nodes[0].html.slice(0, 140)} ` +
+        `${violation.nodes[0].any[0]?.message ?? ""}`,
+    );
+}
+
+async function visit(context, origin, path, name, axe) {
+  const page = await context.newPage();
+  const defects = [];
+  page.on("console", (message) => {
+    if (["error", "warning"].includes(message.type())) defects.push(`console: ${message.text()}`);
+  });
+  page.on("pageerror", (error) => defects.push(`script error: ${error.message}`));
+  page.on("requestfailed", (request) => {
+    if (request.url().startsWith(origin)) defects.push(`request failed: ${request.url()}`);
+  });
+  page.on("response", (response) => {
+    if (response.status() >= 400) defects.push(`answer ${response.status()}: ${response.url()}`);
+  });
+  page.on("request", (request) => {
+    const url = request.url();
+    if (!url.startsWith(origin) && !/^(data|blob):/.test(url)) defects.push(`asks another host: ${url}`);
+  });
+  try {
+    await page.goto(`${origin}/${path}`, { waitUntil: "load" });
+    await page.waitForLoadState("networkidle");
+    defects.push(...(await page.evaluate(formulas)));
+    defects.push(...(await page.evaluate(pictures)));
+    defects.push(...(await page.evaluate(overflow)));
+    await page.addScriptTag({ content: axe });
+    defects.push(...(await page.evaluate(accessibility)));
+    if (options.out) {
+      const file = `${path.replaceAll("/", "_").replace(/\.html$/, "")}-${name}.png`;
+      await page.screenshot({ path: join(options.out, file), fullPage: true });
+    }
+    defects.push(...(await page.evaluate(react)));
+    defects.push(...(await page.evaluate(overflow)));
+  } catch (error) {
+    defects.push(`visit broke off: ${error.message}`);
+  }
+  await page.close();
+  return [...new Set(defects)].map((defect) => ({ defect, where: `${path} [${name}]` }));
+}
+
+async function search(context, origin, word) {
+  const page = await context.newPage();
+  await page.goto(`${origin}/search.html?q=${word}`);
+  const hit = page.locator("#search-results li a").first();
+  const found = await hit.waitFor({ timeout: 15000 }).then(() => true, () => false);
+  const defects = found ? [] : [{ defect: `the search for "${word}" finds nothing`, where: "search.html" }];
+  if (found && options.out) await page.screenshot({ path: join(options.out, "search-newton.png") });
+  await page.close();
+  return defects;
+}
+
+/** The same defect on many pages is reported once, with the places where it was seen. */
+function grouped(defects) {
+  const groups = new Map();
+  for (const { defect, where } of defects) groups.set(defect, [...(groups.get(defect) ?? []), where]);
+  return groups;
+}
+
+const browserPath = findBrowser();
+if (!browserPath) skip("no Chromium found; install it, or set CHROMIUM to its path");
+const packages = await Promise.all([import("playwright-core"), import("axe-core")]).catch(() => undefined);
+if (!packages) skip(`playwright-core or axe-core is missing; run: npm install --prefix ${relative(".", here) || "."}`);
+if (!existsSync(site)) skip(`no built book in ${site}; run: make book`);
+const [{ chromium }, { default: axe }] = packages;
+if (options.out) mkdirSync(options.out, { recursive: true });
+
+const pages = htmlFiles(site)
+  .map((path) => relative(site, path).split(sep).join("/"))
+  .filter((path) => path !== "index.html" && path.includes(options.only))
+  .sort();
+
+const server = await serve();
+const origin = `http://127.0.0.1:${server.address().port}`;
+const browser = await chromium.launch({ executablePath: browserPath, headless: true, args: FLAGS });
+const visits = VISITS.map(async ({ name, ...settings }) => {
+  const context = await browser.newContext({ ...settings, reducedMotion: "reduce" });
+  const found = name === "desktop-light" ? await search(context, origin, "Newton") : [];
+  for (const path of pages) found.push(...(await visit(context, origin, path, name, axe.source)));
+  await context.close();
+  return found;
+});
+const defects = (await Promise.all(visits)).flat();
+await browser.close();
+server.close();
+
+for (const [defect, places] of grouped(defects)) {
+  console.log(`${defect}\n    seen ${places.length} times: ${places.slice(0, 4).join(", ")}`);
+}
+console.log(`${pages.length} pages, ${pages.length * VISITS.length} visits, ${defects.length} defects`);
+process.exit(defects.length > 0 || pages.length === 0 ? 1 : 0);

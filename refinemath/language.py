@@ -28,32 +28,33 @@ CONSTANT_BINS = tuple(sign * size for size in (0.1, 0.2, 0.5, 1, 1.5, 2, 3, 4, 5
 
 @dataclass(frozen=True)
 class Operator:
-    """One row of the table: a name, how many operands it takes, and its meaning for JAX and for SymPy."""
+    """One row of the table: a name, how many operands it takes, and its meaning for JAX, NumPy and SymPy."""
 
     name: str
     arity: int
     jax: Callable[..., Array]
+    numpy: Callable[..., np.ndarray]
     sympy: Callable[..., sympy.Expr]
 
 
 OPERATORS = (
-    Operator("add", 2, jnp.add, lambda a, b: a + b),
-    Operator("sub", 2, jnp.subtract, lambda a, b: a - b),
-    Operator("mul", 2, jnp.multiply, lambda a, b: a * b),
-    Operator("div", 2, jnp.divide, lambda a, b: a / b),
-    Operator("pow", 2, jnp.power, lambda a, b: a**b),
-    Operator("neg", 1, jnp.negative, lambda a: -a),
-    Operator("inv", 1, lambda a: 1.0 / a, lambda a: 1 / a),
-    Operator("square", 1, lambda a: a * a, lambda a: a**2),
-    Operator("cube", 1, lambda a: a * a * a, lambda a: a**3),
-    Operator("pow4", 1, lambda a: (a * a) * (a * a), lambda a: a**4),
-    Operator("pow5", 1, lambda a: (a * a) * (a * a) * a, lambda a: a**5),
-    Operator("sqrt", 1, jnp.sqrt, sympy.sqrt),
-    Operator("exp", 1, jnp.exp, sympy.exp),
-    Operator("log", 1, jnp.log, sympy.log),
-    Operator("sin", 1, jnp.sin, sympy.sin),
-    Operator("cos", 1, jnp.cos, sympy.cos),
-    Operator("tanh", 1, jnp.tanh, sympy.tanh),
+    Operator("add", 2, jnp.add, np.add, lambda a, b: a + b),
+    Operator("sub", 2, jnp.subtract, np.subtract, lambda a, b: a - b),
+    Operator("mul", 2, jnp.multiply, np.multiply, lambda a, b: a * b),
+    Operator("div", 2, jnp.divide, np.divide, lambda a, b: a / b),
+    Operator("pow", 2, jnp.power, np.power, lambda a, b: a**b),
+    Operator("neg", 1, jnp.negative, np.negative, lambda a: -a),
+    Operator("inv", 1, lambda a: 1.0 / a, lambda a: 1.0 / a, lambda a: 1 / a),
+    Operator("square", 1, lambda a: a * a, lambda a: a * a, lambda a: a**2),
+    Operator("cube", 1, lambda a: a * a * a, lambda a: a * a * a, lambda a: a**3),
+    Operator("pow4", 1, lambda a: (a * a) * (a * a), lambda a: (a * a) * (a * a), lambda a: a**4),
+    Operator("pow5", 1, lambda a: (a * a) * (a * a) * a, lambda a: (a * a) * (a * a) * a, lambda a: a**5),
+    Operator("sqrt", 1, jnp.sqrt, np.sqrt, sympy.sqrt),
+    Operator("exp", 1, jnp.exp, np.exp, sympy.exp),
+    Operator("log", 1, jnp.log, np.log, sympy.log),
+    Operator("sin", 1, jnp.sin, np.sin, sympy.sin),
+    Operator("cos", 1, jnp.cos, np.cos, sympy.cos),
+    Operator("tanh", 1, jnp.tanh, np.tanh, sympy.tanh),
 )
 
 VARIABLES = tuple(f"x{i + 1}" for i in range(MAX_VARIABLES))
@@ -198,6 +199,19 @@ class Formula:
     def prefix(self) -> str:
         """Prefix text, the exact inverse of `parse_prefix`."""
         return " ".join(p if isinstance(p, str) else repr(float(p)) for p in self.parts)
+
+    def evaluate(self, x: np.ndarray) -> np.ndarray:
+        """Values (points,) in float64 at x (variables, points); NaN where undefined over the reals."""
+        x = np.asarray(x, np.float64)
+
+        def node(part: str | float, *operands: np.ndarray) -> np.ndarray:
+            if not isinstance(part, str):
+                return np.full(x.shape[-1], float(part))
+            return x[VARIABLES.index(part)] if part in VARIABLES else OPERATORS[OPERATOR_TOKEN[part] - FIRST_OPERATOR].numpy(*operands)
+
+        with np.errstate(all="ignore"):
+            values = _fold(self.parts, node)
+        return np.where(np.isfinite(values), values, np.nan)
 
     def sympy(self) -> sympy.Expr:
         """The SymPy expression, in the symbols x1..x3, or x where no other variable than x1 occurs."""

@@ -7,7 +7,7 @@ e candidate formula, r residual.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +89,11 @@ def no_candidate(points: Points, slots: int = SLOTS) -> Candidate:
     batch = points.y.shape[0]
     mean = jnp.sum(points.y * points.mask, axis=-1, keepdims=True) / jnp.maximum(jnp.sum(points.mask, axis=-1, keepdims=True), 1)
     return Candidate(jnp.full((batch, slots), MASK, jnp.int32), jnp.zeros((batch, slots), jnp.float32), mean * points.mask, jnp.ones(batch, jnp.float32))
+
+
+def choose(where: Array, a: Any, b: Any) -> Any:
+    """`a` for the batch entries where `where` holds, else `b`, for whole records."""
+    return jax.tree.map(lambda u, v: jnp.where(where.reshape(-1, *[1] * (u.ndim - 1)), u, v), a, b)
 
 
 # ---------------------------------------------------------------- features: numbers in

@@ -1,7 +1,8 @@
 """Training: denoising with execution feedback, deep supervision, Muon for the hidden matrices.  (Chapter 6)
 
 Every step draws new problems, gives half of the batch a corrupted candidate formula and a fresh thought, lets the other half go on from
-where the last step left it, runs two refiner steps with the model's own best sample executed in between, and asks after each for the truth.
+where the last step left it, runs two refiner steps with the model's own best sample executed in between, and asks after each for the truth.  Where the candidate did not change, the latent should not move either: its squared velocity is a small part of
+the loss, so that thoughts come to rest.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from refinemath import checkpoint, grammar
 from refinemath.data import Bank, Examples, draw_examples, length_weights, make_bank
 from refinemath.heldout import training_exclusions
 from refinemath.language import ARITY, END, SLOTS, TOKEN_VALUE, VOCABULARY_SIZE, is_constant
-from refinemath.model import Candidate, Config, Model, Points, execute, no_candidate
+from refinemath.model import Candidate, Config, Model, Points, choose, execute, no_candidate
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Recipe:
     own_samples: int = 8  # samples drawn from the thought, of which the best is executed next
     noise: float = 0.3  # size of the noise in Z_0
     go_on: float = 0.5  # share of the batch that continues from the step before
+    stillness: float = 0.5  # weight of the squared relative velocity of thoughts whose candidate did not change
     ema: float = 0.999
     seed: int = 0
     bank_per_length: int = 100_000
@@ -97,11 +99,6 @@ def fresh_thoughts(key: Array, model: Model, bank: Bank, recipe: Recipe, weights
     return Thoughts(examples, model.refiner.start(noise), candidate)
 
 
-def choose(where: Array, a: Any, b: Any) -> Any:
-    """`a` for the batch entries where `where` holds, else `b`, for whole records."""
-    return jax.tree.map(lambda u, v: jnp.where(where.reshape(-1, *[1] * (u.ndim - 1)), u, v), a, b)
-
-
 def best_own_sample(key: Array, logits: Float[Array, "batch slots vocabulary"], points: Points, count: int, current: Candidate) -> Candidate:
     """Draw `count` formulas from each thought, execute them, and keep the best; a fifth of the time even if `current` fits better."""
     batch, slots, _ = logits.shape
@@ -126,14 +123,20 @@ def loss_fn(params: Any, graph: Any, thoughts: Thoughts, key: Array, recipe: Rec
     slot_weight = slot_weight / jnp.maximum(jnp.sum(slot_weight), 1e-6)
     total = jnp.float32(0)
     metrics: dict[str, Array] = {}
+    still = jnp.zeros_like(e.weight)
     for t in range(recipe.unroll):
-        z = model.refiner(z, encoded, candidate)
+        before, z = z, model.refiner(z, encoded, candidate)
+        velocity = jnp.sum((z - before) ** 2, axis=(1, 2)) / jnp.sum(before**2, axis=(1, 2))
+        metrics[f"velocity_{t + 1}"] = jnp.sqrt(jnp.sum(velocity * still) / jnp.maximum(jnp.sum(still), 1.0))
+        total = total + recipe.stillness * recipe.unroll * jnp.mean(velocity * still)
         logits = model.refiner.logits(z)
         log_p = jax.nn.log_softmax(logits, axis=-1)
         cross_entropy = -jnp.sum(jnp.take_along_axis(log_p, e.tokens[..., None], axis=-1)[..., 0] * slot_weight)
         total = total + cross_entropy
         metrics[f"loss_{t + 1}"] = cross_entropy
-        candidate = best_own_sample(jax.random.fold_in(key, t), jax.lax.stop_gradient(logits), points, recipe.own_samples, candidate)
+        old = candidate
+        candidate = best_own_sample(jax.random.fold_in(key, t), jax.lax.stop_gradient(logits), points, recipe.own_samples, old)
+        still = jnp.all(candidate.tokens == old.tokens, axis=1).astype(jnp.float32)
     blank = thoughts.candidate.tokens[:, 0] == VOCABULARY_SIZE
     per = jnp.sum(-jnp.take_along_axis(log_p, e.tokens[..., None], axis=-1)[..., 0] * slot_weight, axis=1) / jnp.maximum(jnp.sum(slot_weight, axis=1), 1e-9)
     metrics["from_nothing"] = jnp.sum(per * blank) / jnp.maximum(jnp.sum(blank), 1)
@@ -281,3 +284,17 @@ def train(config: Config, recipe: Recipe, folder: Path, *, save_seconds: float =
     if lead and last == recipe.steps:
         checkpoint.save(folder / "weights.npz", state.ema, {"config": asdict(config), "recipe": asdict(recipe), "examples": recipe.steps * recipe.batch}, dtype=np.float16)
     return state
+
+
+def release(folder: Path, target: Path, extra: dict[str, Any] | None = None) -> None:
+    """Write the averaged weights of the checkpoint in `folder` as a weights file (float16).  An existing file is never overwritten."""
+    if target.exists():
+        raise FileExistsError(f"{target} exists; released weights are never overwritten, choose another name")
+    meta = checkpoint.read_meta(folder / "checkpoint.npz")
+    config, recipe = Config(**meta["config"]), meta["recipe"]
+    template = nnx.state(nnx.eval_shape(lambda: Model(config, rngs=nnx.Rngs(0))))
+    with np.load(folder / "checkpoint.npz", allow_pickle=False) as file:
+        leaves = [jnp.asarray(file["ema/" + name]) for name in checkpoint.named_leaves(template)]
+    params = jax.tree.unflatten(jax.tree.structure(template), leaves)
+    record = {"config": meta["config"], "recipe": recipe, "step": meta["step"], "examples": meta["step"] * recipe["batch"], **(extra or {})}
+    checkpoint.save(target, params, record, dtype=np.float16)

@@ -1,0 +1,303 @@
+"""Thinking as one compiled loop: refine, read off, execute, fit, feed back; stop when the thought stands still.  (Chapters 4, 7, 9)
+
+A call holds K thoughts about one scatter plot.  Every step moves each latent once, draws formulas from its slots, executes them all, fits the
+constants of the few best and gives each thought its best formula back.  The loop has two parts, both `lax.while_loop`: in the first candidates
+may change; in the second the best one stands and the latents settle until their relative velocity stays under the threshold.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, Int
+
+from refinemath import grammar
+from refinemath.fit import levenberg_marquardt
+from refinemath.language import CONSTANT_BINS, END, FIRST_CONSTANT, FIRST_OPERATOR, OPERATOR_TOKEN, TOKEN_VALUE, is_constant, structure
+from refinemath.model import Candidate, Encoded, Points, choose, execute, no_candidate
+
+POINTS = 64  # the network and the search look at no more points than this
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much a search may do; part of the compiled program."""
+
+    thoughts: int = 32
+    samples: int = 128  # formulas drawn from each thought at each step
+    edits: int = 1024  # random edits of the best formulas at each step
+    fits: int = 4  # formulas of each thought whose constants are fitted at each step
+    fit_steps: int = 4
+    keep: int = 128  # formulas remembered
+    search_steps: int = 16  # candidates may change during these
+    steps: int = 32  # all steps
+    noise: float = 0.3
+    temperature: float = 1.0
+    solved: float = 1e-11  # FVU in float32 at which the reality check is passed
+    network: bool = True  # False: candidates come from the prior instead, the null model
+
+
+class Pool(NamedTuple):
+    """The best formulas so far, one of each skeleton, by description length."""
+
+    tokens: Int[Array, "keep slots"]
+    values: Float[Array, "keep slots"]
+    fvu: Float[Array, "keep"]
+    cost: Float[Array, "keep"]
+
+
+class Trace(NamedTuple):
+    """What happened at each step; rows after the last step are NaN."""
+
+    velocity: Float[Array, "steps thoughts"]
+    fvu: Float[Array, "steps"]
+    spectrum: Float[Array, "steps slots"]  # singular values of the leading thought
+    latent: Float[Array, "steps thoughts sketch"]  # a fixed random projection of every thought
+
+
+class Outcome(NamedTuple):
+    """The end of a search."""
+
+    pool: Pool
+    z: Float[Array, "thoughts slots dim"]
+    trace: Trace
+    steps: Array  # taken in all
+    found_at: Array  # the step at which the best formula appeared
+    converged: Array  # did the leading thought's velocity stay under the threshold
+
+
+def skeleton_hash(tokens: Int[Array, "batch slots"]) -> Int[Array, "batch"]:
+    """One number for formulas that differ in their constants alone."""
+    plain = jnp.where(is_constant(tokens), FIRST_CONSTANT, tokens).astype(jnp.uint32)
+    h = jnp.zeros(tokens.shape[0], jnp.uint32)
+    for i in range(tokens.shape[1]):
+        h = (h ^ plain[:, i]) * jnp.uint32(16777619) + jnp.uint32(i)
+    return (h >> 1).astype(jnp.int32)
+
+
+def cost_of(tokens: Int[Array, "batch slots"], fvu: Float[Array, "batch"], points: Array) -> Float[Array, "batch"]:
+    """Description length in nats, see `fit.description_length`; infinite where the formula is undefined."""
+    length = jnp.sum(tokens != END, axis=1)
+    numbers = jnp.sum(is_constant(tokens), axis=1)
+    fvu = jnp.where(jnp.isfinite(fvu), fvu, jnp.inf)
+    return 1.5 * length + 2.0 * numbers + 0.5 * points * jnp.log(fvu + 1e-13)
+
+
+def merge(pool: Pool, tokens: Array, values: Array, fvu: Array, points: Array) -> Pool:
+    """The pool with new formulas put in: the best of each skeleton, the `keep` best of these."""
+    keep = pool.fvu.shape[0]
+    everything = Pool(*(jnp.concatenate(pair) for pair in zip(pool, (tokens, values, fvu, cost_of(tokens, fvu, points)), strict=True)))
+    name = skeleton_hash(everything.tokens)
+    order = jnp.lexsort((everything.cost, name))
+    repeated = jnp.concatenate([jnp.zeros(1, bool), name[order][1:] == name[order][:-1]])
+    cost = jnp.where(repeated, jnp.inf, everything.cost[order])
+    best = order[jax.lax.top_k(-cost, keep)[1]]
+    cost = -jax.lax.top_k(-cost, keep)[0]
+    return Pool(everything.tokens[best], everything.values[best], everything.fvu[best], cost)
+
+
+def edit(key: Array, tokens: Int[Array, "batch slots"], values: Float[Array, "batch slots"], donors: Int[Array, "donors slots"]) -> tuple[Array, Array]:
+    """Random edits that keep a formula legal: a subtree is replaced by a subtree of a donor, wrapped by an operator, or a token by another
+    of its arity.  What would not fit into the slots stays as it was.  Chapter 8.
+    """
+    batch, slots = tokens.shape
+    k = jax.random.split(key, 8)
+    row = jnp.arange(batch)
+    size, _ = structure(tokens)
+    length = jnp.sum(tokens != END, axis=1)
+    at = (jax.random.uniform(k[0], (batch,)) * length).astype(jnp.int32)
+    donor = donors[jax.random.randint(k[1], (batch,), 0, donors.shape[0])]
+    donor_size, _ = structure(donor)
+    start = (jax.random.uniform(k[2], (batch,)) * jnp.sum(donor != END, axis=1)).astype(jnp.int32)
+    insert_size = donor_size[row, start]
+    removed = size[row, at]
+    place = jnp.arange(slots)[None]
+
+    # 0: subtree of the donor in place of the subtree at `at`; 1: `at` wrapped as op(at) or op(at, leaf); 2: same arity
+    kind = jax.random.categorical(k[3], jnp.log(jnp.asarray([0.5, 0.3, 0.2])), shape=(batch,))
+    unary = jax.random.randint(k[4], (batch,), OPERATOR_TOKEN["neg"], FIRST_OPERATOR + len(TOKEN_VALUE) - FIRST_OPERATOR)
+    binary = jax.random.randint(k[4], (batch,), OPERATOR_TOKEN["add"], OPERATOR_TOKEN["div"] + 1)
+    leaf = jnp.where(jax.random.bernoulli(k[5], 0.5, (batch,)), 1, jax.random.randint(k[6], (batch,), FIRST_CONSTANT, FIRST_OPERATOR))
+    wrap_binary = jax.random.bernoulli(k[5], 0.6, (batch,))
+
+    def splice(head: Array, inserted: Array, inserted_size: Array, skip: Array) -> tuple[Array, Array]:
+        """tokens[:head] + inserted[:inserted_size] + tokens[head + skip:], with values; True where it fits."""
+        h, m, s = head[:, None], inserted_size[:, None], skip[:, None]
+        source = jnp.clip(jnp.where(place < h, place, place - m + s), 0, slots - 1)
+        inside = (place >= h) & (place < h + m)
+        new = jnp.where(inside, jnp.take_along_axis(inserted, jnp.clip(place - h, 0, slots - 1), axis=1), jnp.take_along_axis(tokens, source, axis=1))
+        numbers = jnp.where(inside, jnp.asarray(TOKEN_VALUE)[new], jnp.take_along_axis(values, source, axis=1))
+        total = length - skip + inserted_size
+        beyond = place >= total[:, None]
+        return jnp.where(beyond, END, new), jnp.where(beyond, 0.0, numbers)
+
+    cut, cut_values = splice(at, jnp.take_along_axis(donor, jnp.clip(start[:, None] + place, 0, slots - 1), axis=1), insert_size, removed)
+    cut_length = length - removed + insert_size
+    front = jnp.stack([jnp.where(wrap_binary, binary, unary), leaf], axis=1)
+    front = jnp.pad(front, ((0, 0), (0, slots - 2)))
+    wrapped, wrapped_values = splice(at, front, jnp.where(wrap_binary, 2, 1), jnp.zeros_like(at))
+    wrapped_length = length + jnp.where(wrap_binary, 2, 1)
+    token = tokens[row, at]
+    swapped = jnp.where(token < FIRST_OPERATOR, leaf, jnp.where(token < OPERATOR_TOKEN["neg"], binary, unary))
+    swap = tokens.at[row, at].set(swapped)
+    swap_values = values.at[row, at].set(jnp.asarray(TOKEN_VALUE)[swapped])
+
+    chosen = jnp.where((kind == 0)[:, None], cut, jnp.where((kind == 1)[:, None], wrapped, swap))
+    numbers = jnp.where((kind == 0)[:, None], cut_values, jnp.where((kind == 1)[:, None], wrapped_values, swap_values))
+    fits = jnp.where(kind == 0, cut_length, jnp.where(kind == 1, wrapped_length, length)) <= slots
+    return jnp.where(fits[:, None], chosen, tokens), jnp.where(fits[:, None], numbers, values)
+
+
+def from_prior(key: Array, prior: Int[Array, "formulas slots"], count: int) -> Int[Array, "count slots"]:
+    """Blind candidates: skeletons of the prior with constants drawn from the bins.  The null model's whole wisdom."""
+    k = jax.random.split(key)
+    tokens = prior[jax.random.randint(k[0], (count,), 0, prior.shape[0])].astype(jnp.int32)
+    constants = FIRST_CONSTANT + jax.random.randint(k[1], tokens.shape, 0, len(CONSTANT_BINS))
+    return jnp.where(is_constant(tokens), constants, tokens)
+
+
+class Carry(NamedTuple):
+    """The state of the loop."""
+
+    z: Float[Array, "thoughts slots dim"]
+    candidate: Candidate
+    pool: Pool
+    hits: Int[Array, "thoughts"]
+    step: Array
+    found_at: Array
+    key: Array
+    trace: Trace
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "budget"))
+def think(params: Any, graph: Any, points: Points, key: Array, threshold: Array, start: Int[Array, "start slots"], prior: Int[Array, "formulas slots"], *, budget: Budget) -> Outcome:
+    """Search with K thoughts at once.
+
+    `points` is one scatter plot (batch size 1, at most 64 points, sorted by x where there is one variable).  `start` are skeletons that are
+    tried before the loop (all short formulas, or none: shape (0, slots)).  `prior` serves the null model alone.  The whole search is one
+    compiled program; memory does not grow with the number of steps taken.
+    """
+    model = nnx.merge(graph, params)
+    thoughts, dim = budget.thoughts, model.refiner.seed[...].shape[1]
+    slots = model.refiner.seed[...].shape[0]
+    count = jnp.sum(points.mask).astype(jnp.float32)
+    key, k_noise, k_start = jax.random.split(key, 3)
+    spread = Points(*(jnp.broadcast_to(a, (thoughts, *a.shape[1:])) for a in points))
+    sketch = jax.random.normal(jax.random.key(7), (slots * dim, 8)) / jnp.sqrt(jnp.float32(slots * dim))
+
+    if budget.network:
+        one = model.encoder(points)
+        encoded = Encoded(*(jnp.broadcast_to(a, (thoughts, *a.shape[1:])) for a in (one.each, one.summary)), spread)
+    z = model.refiner.start(budget.noise * jax.random.normal(k_noise, (thoughts, slots, dim)))
+
+    empty = Pool(
+        jnp.zeros((budget.keep, slots), jnp.int32).at[:, 0].set(1), jnp.zeros((budget.keep, slots), jnp.float32),
+        jnp.full(budget.keep, jnp.inf), jnp.full(budget.keep, jnp.inf),
+    )  # fmt: skip
+
+    def fit_best(pool: Pool, tokens: Array, values: Array, fvu: Array, groups: int, most: int) -> tuple[Pool, Candidate]:
+        """Fit the constants of the `most` best distinct formulas of each group and remember them."""
+        cost = cost_of(tokens, fvu, count).reshape(groups, -1)
+        name = skeleton_hash(tokens).reshape(groups, -1)
+        order = jnp.lexsort((cost, name), axis=1)
+        names = jnp.take_along_axis(name, order, axis=1)
+        repeated = jnp.concatenate([jnp.zeros((groups, 1), bool), names[:, 1:] == names[:, :-1]], axis=1)
+        ranked = jnp.where(repeated, jnp.inf, jnp.take_along_axis(cost, order, axis=1))
+        top = jnp.take_along_axis(order, jax.lax.top_k(-ranked, most)[1], axis=1) + jnp.arange(groups)[:, None] * cost.shape[1]
+        top = top.reshape(-1)
+        fitted = levenberg_marquardt(tokens[top], values[top], points.x, points.y, points.mask, steps=budget.fit_steps)
+        pool = merge(pool, tokens[top], fitted.values, fitted.fvu, count)
+        best = jnp.argmin(cost_of(tokens[top], fitted.fvu, count).reshape(groups, most), axis=1) + jnp.arange(groups) * most
+        return pool, Candidate(tokens[top][best], fitted.values[best], fitted.fitted[best], fitted.fvu[best])
+
+    pool = empty
+    if start.shape[0]:
+        draws = 6
+        tokens = jnp.tile(start.astype(jnp.int32), (draws, 1))
+        constants = FIRST_CONSTANT + jax.random.randint(k_start, tokens.shape, 0, len(CONSTANT_BINS))
+        tokens = jnp.where(is_constant(tokens), constants, tokens)
+        values = jnp.asarray(TOKEN_VALUE)[tokens]
+        pool, _ = fit_best(pool, tokens, values, execute(tokens, values, points).fvu, 1, 256)
+
+    def draw(key: Array, z: Array) -> Array:
+        if budget.network:
+            return grammar.sample(key, model.refiner.logits(z) / budget.temperature, budget.samples).reshape(-1, slots)
+        return from_prior(key, prior, thoughts * budget.samples)
+
+    def refine(z: Array, candidate: Candidate) -> Array:
+        return model.refiner(z, encoded, candidate) if budget.network else z
+
+    def record(carry: Carry, z: Array, velocity: Array, fvu: Array) -> Trace:
+        trace, t = carry.trace, carry.step
+        lead = jnp.argmin(cost_of(carry.candidate.tokens, carry.candidate.fvu, count))
+        gram = z[lead] @ z[lead].T
+        return Trace(
+            trace.velocity.at[t].set(velocity),
+            trace.fvu.at[t].set(fvu),
+            trace.spectrum.at[t].set(jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram)[::-1], 0.0))),
+            trace.latent.at[t].set(z.reshape(thoughts, -1) @ sketch),
+        )
+
+    def move(carry: Carry) -> tuple[Array, Array, Array]:
+        new = refine(carry.z, carry.candidate)
+        size = jnp.sqrt(jnp.sum(carry.z**2, axis=(1, 2)))
+        velocity = jnp.sqrt(jnp.sum((new - carry.z) ** 2, axis=(1, 2))) / jnp.maximum(size, 1e-12)
+        halted = carry.hits >= 2
+        z = jnp.where(halted[:, None, None], carry.z, new)
+        hits = jnp.where(halted, carry.hits, jnp.where(velocity < threshold, carry.hits + 1, 0))
+        return z, jnp.where(halted, 0.0, velocity), hits
+
+    def search_step(carry: Carry) -> Carry:
+        key, k_draw, k_edit, k_parent, k_move, k_which = jax.random.split(carry.key, 6)
+        z, velocity, _ = move(carry)
+        tokens = draw(k_draw, z)
+        values = jnp.asarray(TOKEN_VALUE)[tokens]
+        drawn = execute(tokens, values, points)
+        pool, best = fit_best(carry.pool, tokens, values, drawn.fvu, thoughts, budget.fits)
+        if budget.edits:
+            rank = jnp.minimum((jax.random.exponential(k_parent, (budget.edits,)) * budget.keep / 5).astype(jnp.int32), budget.keep - 1)
+            parents = jnp.where(jnp.isfinite(pool.fvu[rank]), rank, 0)
+            donors = jnp.concatenate([pool.tokens, tokens[: budget.keep]])
+            edited, edited_values = edit(k_edit, pool.tokens[parents], pool.values[parents], donors)
+            fvu = execute(edited, edited_values, points).fvu
+            pool, _ = fit_best(pool, edited, edited_values, fvu, 8, 8)
+        old, now = carry.candidate, best
+        candidate = choose(cost_of(now.tokens, now.fvu, count) < cost_of(old.tokens, old.fvu, count), now, old)
+        # a thought whose candidate lags behind takes one of the remembered ones
+        pick = jnp.minimum((jax.random.exponential(k_which, (thoughts,)) * thoughts / 4).astype(jnp.int32), budget.keep - 1)
+        shared = execute(pool.tokens[pick], pool.values[pick], points)
+        lags = (cost_of(candidate.tokens, candidate.fvu, count) > pool.cost[budget.keep // 2]) & jax.random.bernoulli(k_move, 0.3, (thoughts,))
+        candidate = choose(lags & jnp.isfinite(shared.fvu), shared, candidate)
+        found_at = jnp.where(pool.cost[0] < carry.pool.cost[0] - 0.5, carry.step + 1, carry.found_at)
+        trace = record(carry, z, velocity, pool.fvu[0])
+        return Carry(z, candidate, pool, jnp.zeros_like(carry.hits), carry.step + 1, found_at, key, trace)
+
+    def searching(carry: Carry) -> Array:
+        return (carry.step < budget.search_steps) & (carry.pool.fvu[0] > budget.solved)
+
+    def settle_step(carry: Carry) -> Carry:
+        z, velocity, hits = move(carry)
+        trace = record(carry, z, velocity, carry.pool.fvu[0])
+        return carry._replace(z=z, hits=hits, step=carry.step + 1, trace=trace)
+
+    def settling(carry: Carry) -> Array:
+        return (carry.step < budget.steps) & jnp.any(carry.hits < 2)
+
+    blank = Trace(
+        jnp.full((budget.steps, thoughts), jnp.nan), jnp.full(budget.steps, jnp.nan),
+        jnp.full((budget.steps, slots), jnp.nan), jnp.full((budget.steps, thoughts, 8), jnp.nan),
+    )  # fmt: skip
+    zero = jnp.zeros((), jnp.int32)
+    carry = Carry(z, no_candidate(spread, slots), pool, jnp.zeros(thoughts, jnp.int32), zero, zero, key, blank)
+    carry = jax.lax.while_loop(searching, search_step, carry)
+    final = execute(jnp.broadcast_to(carry.pool.tokens[0], (thoughts, slots)), jnp.broadcast_to(carry.pool.values[0], (thoughts, slots)), points)
+    carry = carry._replace(candidate=final)
+    if budget.network:
+        carry = jax.lax.while_loop(settling, settle_step, carry)
+    return Outcome(carry.pool, carry.z, carry.trace, carry.step, carry.found_at, jnp.all(carry.hits >= 2))

@@ -1,0 +1,460 @@
+"""From points to a formula: reading and checking the data, the search, the choice, the answer.  (Chapters 0, 8, 10)"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sympy
+from flax import nnx
+
+from refinemath import checkpoint
+from refinemath.fit import Solution, description_length, levenberg_marquardt, linear_solution, polish, snap, solution_values
+from refinemath.language import SLOTS, VARIABLES, Formula, FormulaError, decode, encode, parse, parse_prefix, split_terms
+from refinemath.model import Config, Model, Points
+from refinemath.search import POINTS, Budget, Outcome, think
+
+FEWEST_POINTS = 4
+EXACT = 1e-20  # FVU in float64 under which a fit counts as exact
+
+
+class DataError(ValueError):
+    """Points that cannot be used; the message says what was found and what is needed."""
+
+
+# ---------------------------------------------------------------- points in
+
+
+def read_points(data: Any, y: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """x (points, variables) and y (points,) in float64 from what a user has.
+
+    Accepts an array or list of rows (x, y) or (x1, x2, y); a pair x, y; a DataFrame; or the path of a `.npy`, `.csv` or `.txt` file with the
+    target in the last column.  Raises `DataError`.
+    """
+    if y is None and isinstance(data, str | Path):
+        data = _read_file(Path(data))
+    table: np.ndarray
+    if y is not None:
+        x_part, y_part = _numbers(data, "x"), _numbers(y, "y")
+        if y_part.ndim == 2 and y_part.shape[1] == 1:
+            y_part = y_part[:, 0]
+        if y_part.ndim != 1:
+            raise DataError(f"y has shape {y_part.shape}; it must be one number a point")
+        x_part = x_part[:, None] if x_part.ndim == 1 else x_part
+        if x_part.ndim != 2 or len(x_part) != len(y_part):
+            raise DataError(f"x has shape {x_part.shape} and y has shape {y_part.shape}; they need the same number of points")
+        table = np.concatenate([x_part, y_part[:, None]], axis=1)
+    else:
+        table = _numbers(data, "data")
+    if table.ndim != 2:
+        raise DataError(f"the data have shape {table.shape}; expected rows of (x, y), or (x1, x2, y), or (x1, x2, x3, y)")
+    count, columns = table.shape
+    if not 2 <= columns <= 1 + len(VARIABLES):
+        raise DataError(f"the data have {columns} column(s); expected 2 to {1 + len(VARIABLES)}: one to three variables, then y")
+    if count < FEWEST_POINTS:
+        raise DataError(f"{count} point(s) are too few for a formula; at least {FEWEST_POINTS} are needed")
+    bad = ~np.isfinite(table).all(axis=1)
+    if bad.any():
+        raise DataError(f"{int(bad.sum())} row(s) hold NaN or infinity, the first is row {int(np.argmax(bad))}; remove them")
+    if np.max(np.abs(table)) > 1e100:
+        raise DataError(f"the largest number is {np.max(np.abs(table)):.3g}; numbers beyond 1e100 are not supported, choose other units")
+    for i in range(columns - 1):
+        if np.ptp(table[:, i]) == 0:
+            raise DataError(f"variable {VARIABLES[i] if columns > 2 else 'x'} is {table[0, i]:g} at every point; a formula needs at least two different values")
+    return table[:, :-1], table[:, -1]
+
+
+def _read_file(path: Path) -> Any:
+    if not path.is_file():
+        raise DataError(f"there is no file {path}")
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".npy":
+            return np.load(path, allow_pickle=False)
+        if suffix in (".csv", ".txt", ".tsv", ".dat"):
+            import csv
+
+            text = path.read_text(encoding="utf-8-sig")
+            sample = next((line for line in text.splitlines() if line.strip() and not line.startswith("#")), "")
+            delimiter = next((d for d in (",", ";", "\t") if d in sample), None)
+            rows = [r for r in (csv.reader([line], delimiter=delimiter).__next__() if delimiter else line.split() for line in text.splitlines() if line.strip() and not line.startswith("#"))]
+            if rows and any(not _is_number(cell) for cell in rows[0]):
+                rows = rows[1:]
+            if not rows:
+                raise DataError(f"{path} holds no numbers")
+            for i, row in enumerate(rows):
+                if len(row) != len(rows[0]):
+                    raise DataError(f"{path}: data row {i + 1} has {len(row)} column(s), the first has {len(rows[0])}")
+                for cell in row:
+                    if not _is_number(cell):
+                        raise DataError(f"{path}: {cell!r} in data row {i + 1} is not a number")
+            return np.array([[float(cell) for cell in row] for row in rows])
+    except (OSError, ValueError, EOFError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"cannot read {path}: {error}") from None
+    raise DataError(f"{path} ends in {suffix or 'nothing'}; known are .npy, .csv, .tsv, .txt and .dat")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _numbers(data: Any, name: str) -> np.ndarray:
+    if hasattr(data, "to_numpy"):
+        data = data.to_numpy()
+    try:
+        array = np.asarray(data)
+        if array.dtype == object or array.dtype.kind in "SU":
+            array = np.array(array.tolist(), np.float64)
+    except (TypeError, ValueError):
+        raise DataError(f"{name} holds something that is not a number, or rows of different lengths") from None
+    if array.dtype.kind == "c":
+        raise DataError(f"{name} holds complex numbers; the language is real")
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"{name} has type {array.dtype}; numbers are needed")
+    return array.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The points as the network sees them, and the factors that lead back."""
+
+    points: Points
+    scale: np.ndarray  # x = scale * u for every variable
+    u: np.ndarray  # (variables, points): all points, scaled
+    x: np.ndarray
+    y: np.ndarray
+
+
+def prepare(x: np.ndarray, y: np.ndarray) -> Prepared:
+    """Scale each variable into the range the model was trained on, choose at most 64 points, sort, pad."""
+    top = np.max(np.abs(x), axis=0)
+    factor = np.array([1.0 if 0.4 <= t <= 13 else float(f"{t / 5:.0e}") for t in top])
+    u = (x / factor).T
+    n = len(y)
+    order = np.argsort(x[:, 0], kind="stable")
+    chosen = order if n <= POINTS else order[np.unique(np.round(np.linspace(0, n - 1, POINTS)).astype(int))]
+    target = y[chosen]
+    centre = float(np.mean(target))
+    target = target - centre if abs(centre) > 10 * float(np.std(target)) else target
+    target = target / (float(np.sqrt(np.mean(target**2))) or 1.0)
+    pad = POINTS - len(chosen)
+    points = Points(
+        jnp.asarray(np.pad(u[:, chosen], ((0, 0), (0, pad)))[None], jnp.float32),
+        jnp.asarray(np.pad(target, (0, pad))[None], jnp.float32),
+        jnp.asarray((np.arange(POINTS) < len(chosen))[None]),
+    )
+    return Prepared(points, factor, u, x.T, y)
+
+
+# ---------------------------------------------------------------- the choice
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def _refit(tokens: Any, values: Any, x: Any, y: Any, mask: Any, *, steps: int) -> Any:
+    return levenberg_marquardt(tokens, values, x, y, mask, steps=steps)
+
+
+def fit_double(outcome: Outcome, prepared: Prepared, *, most: int = 24, starts: int = 3, seed: int = 0) -> list[Solution]:
+    """The best formulas of a search with constants fitted again in float64, from several starts, best description first."""
+    known = np.isfinite(np.asarray(outcome.pool.cost))
+    tokens, values = (np.asarray(a)[known][:most] for a in outcome.pool[:2])
+    tokens, values = (np.concatenate([a, np.repeat(a[:1], most - len(a), axis=0)]) for a in (tokens, values))
+    rng = np.random.default_rng(seed)
+    many = np.concatenate([values, *(values * np.exp(rng.normal(0, 0.5, values.shape)) for _ in range(starts - 1))]).astype(np.float64)
+    with jax.enable_x64(True) if hasattr(jax, "enable_x64") else _old_enable_x64():
+        p = prepared.points
+        fitted = _refit(jnp.asarray(np.tile(tokens, (starts, 1))), jnp.asarray(many), *(jnp.asarray(np.asarray(a, np.float64)) for a in (p.x, p.y)), jnp.asarray(np.asarray(p.mask)), steps=20)
+        numbers, fvu = np.asarray(fitted.values).reshape(starts, most, -1), np.asarray(fitted.fvu).reshape(starts, most)
+    best = np.argmin(np.where(np.isfinite(fvu), fvu, np.inf), axis=0)
+    solutions = []
+    for i in range(most):
+        solution = linear_solution(split_terms(decode(tokens[i], numbers[best[i], i])), prepared.u, prepared.y)
+        if solution is not None:
+            solutions.append(solution)
+    return sorted(solutions, key=lambda s: description_length(s, len(prepared.y)))
+
+
+def _old_enable_x64() -> Any:
+    from jax.experimental import enable_x64  # jax < 0.8
+
+    return enable_x64()
+
+
+def rescale(solution: Solution, prepared: Prepared) -> Solution | None:
+    """The same function in the user's x: powers, logarithms and factors absorb the scale where they can."""
+    if np.all(prepared.scale == 1.0):
+        return solution
+    names = VARIABLES[: len(prepared.scale)]
+    symbols = {v: sympy.Symbol(v, positive=True) if np.all(prepared.x[i] > 0) else sympy.Symbol(v, real=True) for i, v in enumerate(names)}
+    terms: list[Formula] = []
+    try:
+        for term in solution.terms:
+            expression = term.sympy().subs({sympy.Symbol("x", real=True): symbols["x1"], **{sympy.Symbol(v, real=True): s for v, s in symbols.items()}})
+            expression = expression.subs({s: s / sympy.Float(prepared.scale[i], 17) for i, s in enumerate(symbols.values())}, simultaneous=True)
+            expression = sympy.expand_log(sympy.expand_power_base(expression))
+            pieces = [p.as_coeff_Mul()[1] for p in sympy.Add.make_args(expression) if p.free_symbols]
+            terms += [parse(str(p)) for p in pieces]
+    except (FormulaError, TypeError, ValueError, ArithmeticError, RecursionError):
+        terms = []
+    direct = linear_solution(terms, prepared.x, prepared.y) if terms else None
+    if direct is not None and direct.fvu <= 4 * solution.fvu + 1e-18:
+        return polish(direct.terms, prepared.x, prepared.y)
+    scaled = [Formula(tuple(q for p in t.parts for q in (("mul", 1 / prepared.scale[VARIABLES.index(p)], p) if p in VARIABLES else (p,)))) for t in solution.terms]  # type: ignore[arg-type]
+    return linear_solution(scaled, prepared.x, prepared.y)
+
+
+def choose_solution(front: list[Solution], prepared: Prepared, *, most: int = 3) -> Solution | None:
+    """The formula of least description length, its numbers polished in the user's units and snapped."""
+    n = len(prepared.y)
+    finished = []
+    for solution in front[:most]:
+        polished = polish(solution.terms, prepared.u, prepared.y)
+        back = rescale(polished, prepared) if polished is not None else None
+        if back is not None:
+            finished.append(snap(back, prepared.x, prepared.y))
+            if finished[-1].fvu < EXACT:
+                break
+    return min(finished, key=lambda s: description_length(s, n)) if finished else None
+
+
+# ---------------------------------------------------------------- the answer
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One formula of the front: how long, how good, what."""
+
+    length: int
+    fvu: float
+    formula: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `solve` found.  Unpacks as `formula_latex, iterations`.
+
+    `converged`: the latent velocity stayed under the threshold for two steps.  `exact`: the fit is exact to float64.  `found`: the formula
+    explains at least 99 % of the variance.  None of the three proves that the formula is the law behind the data.  Chapter 8.
+    """
+
+    latex: str
+    iterations: int
+    formula: Formula
+    fvu: float
+    converged: bool
+    exact: bool
+    found: bool
+    candidates: tuple[Attempt, ...]
+    velocity: np.ndarray = field(repr=False)  # (steps, thoughts): relative velocity of every thought
+    outcome: Outcome | None = field(repr=False)
+    x: np.ndarray = field(repr=False)  # (points, variables)
+    y: np.ndarray = field(repr=False)
+    seconds: float = 0.0
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.latex, self.iterations))
+
+    def sympy(self) -> sympy.Expr:
+        """The formula as a SymPy expression."""
+        return tidy(self.formula)
+
+    def python(self) -> str:
+        """The formula as a line of Python that needs `import math`."""
+        return str(sympy.pycode(self.sympy(), fully_qualified_modules=True))
+
+    def predict(self, x: Any) -> np.ndarray:
+        """Values at x: numbers (points,) or rows (points, variables).  NaN where the formula is undefined.  Raises `DataError`."""
+        array = _numbers(x, "x")
+        array = array[None] if array.ndim == 0 else array
+        array = array[:, None] if array.ndim == 1 else array
+        if array.ndim != 2 or array.shape[1] != self.x.shape[1]:
+            raise DataError(f"x has shape {array.shape}; this formula has {self.x.shape[1]} variable(s)")
+        return self.formula.evaluate(array.T)
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Fit against data, as a Matplotlib figure; saved if a path is given."""
+        from refinemath.vis import plot_fit
+
+        figure = plot_fit(self)
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return figure
+
+    def _repr_latex_(self) -> str:
+        return f"$\\displaystyle y = {self.latex}$"
+
+    def __str__(self) -> str:
+        return f"y = {self.sympy()}"
+
+
+def tidy(formula: Formula, digits: int = 6) -> sympy.Expr:
+    """The SymPy form that is printed: numbers to `digits` significant digits, multiples of pi and whole numbers exact."""
+    expression = formula.sympy()
+    numbers = {}
+    for number in expression.atoms(sympy.Float):
+        v = float(number)
+        multiple = v / math.pi * 12
+        if abs(multiple - round(multiple)) < 1e-9 * abs(multiple) and 0 < abs(multiple) < 1000:
+            numbers[number] = sympy.Rational(round(multiple), 12) * sympy.pi
+        elif abs(v - round(v)) < 1e-9 * abs(v):
+            numbers[number] = sympy.Integer(round(v))
+        else:
+            numbers[number] = sympy.Float(f"{v:.{digits}g}")
+    return expression.xreplace(numbers)
+
+
+def latex_of(formula: Formula, digits: int = 6) -> str:
+    """LaTeX of a formula, short numbers."""
+    return str(sympy.latex(tidy(formula, digits), mul_symbol=r"\,", ln_notation=False))
+
+
+# ---------------------------------------------------------------- the model
+
+
+def shipped_widths() -> list[int]:
+    """The latent widths whose weights are in the package."""
+    folder = resources.files("refinemath") / "weights"
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(n.removeprefix("refinemath-").removesuffix(".npz")) for n in names if n.startswith("refinemath-") and n.endswith(".npz"))
+
+
+@functools.lru_cache(maxsize=4)
+def _load(path: Path) -> tuple[Any, Any, Config]:
+    meta = checkpoint.read_meta(path)
+    try:
+        config = Config(**meta["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise checkpoint.CheckpointError(f"{path} describes a model that this version does not know: {error}") from None
+    graph, template = nnx.split(nnx.eval_shape(lambda: Model(config, rngs=nnx.Rngs(0))))
+    params, _ = checkpoint.load(path, template)
+    return params, graph, config
+
+
+@functools.cache
+def short_skeletons(slots: int = SLOTS) -> np.ndarray:
+    """All canonical skeletons of up to five tokens, (formulas, slots) uint8: what the search tries before it thinks."""
+    text = resources.files("refinemath").joinpath("short_formulas.txt").read_text(encoding="utf-8")
+    tokens, _ = encode([parse_prefix(line) for line in text.splitlines() if line and not line.startswith("#")], slots)
+    return tokens.astype(np.uint8)
+
+
+class RefineMath:
+    """A model that turns points into a formula.
+
+    `latent_dim`: the width of the latent; weights of this width must be in the package or given as `weights`, the path of a file that
+    training wrote.  `max_iters`: the most refiner steps of one search.  `budget`: how much each step may do, see `search.Budget`.
+    `sweep`: whether all formulas of up to five tokens are tried before the first step.
+    """
+
+    def __init__(self, latent_dim: int = 512, max_iters: int = 32, *, weights: str | Path | None = None, budget: Budget | None = None, sweep: bool = True):
+        if not isinstance(max_iters, int) or not 1 <= max_iters <= 1024:
+            raise ValueError(f"max_iters is {max_iters!r}; it must be a whole number from 1 to 1024")
+        if not isinstance(latent_dim, int) or latent_dim < 1:
+            raise ValueError(f"latent_dim is {latent_dim!r}; it must be a positive whole number")
+        self.latent_dim = latent_dim
+        self.max_iters = max_iters
+        self.weights = None if weights is None else Path(weights)
+        self.sweep = sweep
+        base = budget or Budget()
+        self.budget = replace(base, steps=max_iters, search_steps=min(base.search_steps, max(1, max_iters // 2)))
+
+    def _parameters(self) -> tuple[Any, Any, Config]:
+        if self.weights is not None:
+            if not self.weights.is_file():
+                raise checkpoint.CheckpointError(f"there is no weights file {self.weights}")
+            params, graph, config = _load(self.weights)
+            if config.latent_dim != self.latent_dim:
+                raise checkpoint.CheckpointError(f"{self.weights} has latent_dim {config.latent_dim}, not {self.latent_dim}")
+            return params, graph, config
+        widths = shipped_widths()
+        if self.latent_dim not in widths:
+            raise checkpoint.CheckpointError(
+                f"no weights of latent_dim {self.latent_dim} are shipped; shipped: {', '.join(map(str, widths)) or 'none'}. "
+                f"Train your own with `python -m refinemath train --latent-dim {self.latent_dim} --out FOLDER` and pass weights='FOLDER/weights.npz'"
+            )
+        return _load(Path(str(resources.files("refinemath") / "weights" / f"refinemath-{self.latent_dim}.npz")))
+
+    def solve(self, data: Any, y: Any = None, *, threshold: float = 1e-5, seed: int = 0, time_budget: float = 8.0) -> Result:
+        """Find a formula for the points; returns a `Result` that unpacks as `formula_latex, iterations`.
+
+        `data`: rows (x, y), see `read_points` for all forms.  `threshold`: the relative latent velocity |Z_t - Z_{t-1}| / |Z_{t-1}| under
+        which a thought has settled.  `seed`: makes the answer repeatable.  `time_budget`: seconds after which no further search starts (the
+        first always runs).  A poor fit is a result with `found` False, not an error.  Raises `DataError`, `CheckpointError`, `ValueError`.
+        """
+        began = time.perf_counter()
+        if not 0 < threshold < 1:
+            raise ValueError(f"threshold is {threshold!r}; it must lie between 0 and 1")
+        if not time_budget > 0:
+            raise ValueError(f"time_budget is {time_budget!r} seconds; it must be positive")
+        x, target = read_points(data, y)
+        params, graph, config = self._parameters()
+        if x.shape[1] != config.variables:
+            raise DataError(f"the data have {x.shape[1]} variables; these weights handle {config.variables}. Train others with `python -m refinemath train --variables {x.shape[1]}`")
+        if np.ptp(target) <= 1e-14 * max(1e-300, float(np.max(np.abs(target)))):
+            return _constant(x, target, began)
+        prepared = prepare(x, target)
+        start = short_skeletons(config.slots) if self.sweep else np.zeros((0, config.slots), np.uint8)
+        front: dict[tuple[str, ...], Solution] = {}
+        chosen: Solution | None = None
+        n = len(target)
+        agreed = attempt = 0
+        kept: Outcome | None = None
+        while True:
+            key = jax.random.fold_in(jax.random.key(seed), attempt)
+            outcome = think(params, graph, prepared.points, key, jnp.float32(threshold), jnp.asarray(start), jnp.zeros((1, config.slots), jnp.uint8), budget=self.budget)
+            for solution in fit_double(outcome, prepared, seed=seed + attempt):
+                name = tuple(p for t in sorted(t.skeleton() for t in solution.terms) for p in (*t, ";"))
+                if name not in front or description_length(solution, n) < description_length(front[name], n):
+                    front[name] = solution
+            ranked = sorted(front.values(), key=lambda s: description_length(s, n))
+            now = choose_solution(ranked, prepared)
+            better = chosen is None or (now is not None and description_length(now, n) < description_length(chosen, n) - 0.5)
+            agreed = 0 if better else agreed + 1
+            if better:
+                chosen, kept = now, outcome
+            attempt += 1
+            if chosen is not None and chosen.fvu < EXACT or agreed >= 2 or time.perf_counter() - began > time_budget:
+                break
+        return _result(chosen, sorted(front.values(), key=lambda s: s.length), kept or outcome, prepared, began)
+
+
+def _result(chosen: Solution | None, front: list[Solution], outcome: Outcome, prepared: Prepared, began: float) -> Result:
+    if chosen is None:
+        chosen = Solution((), (), float(np.mean(prepared.y)), 1.0)
+    formula = chosen.formula()
+    records: list[Attempt] = []
+    for solution in front:
+        if not records or solution.fvu < 0.9 * records[-1].fvu:
+            back = solution.formula() if np.all(prepared.scale == 1.0) else (rescale(solution, prepared) or solution).formula()
+            entry = Attempt(solution.length, solution.fvu, str(tidy(back, 5)))
+            if records and records[-1].length == entry.length:
+                records[-1] = entry
+            else:
+                records.append(entry)
+    steps = int(outcome.steps)
+    velocity = np.asarray(outcome.trace.velocity)[:steps]
+    return Result(
+        latex_of(formula), steps, formula, chosen.fvu, bool(outcome.converged), chosen.fvu < EXACT, chosen.fvu < 0.01, tuple(records), velocity, outcome,
+        prepared.x.T, prepared.y, time.perf_counter() - began,
+    )  # fmt: skip
+
+
+def _constant(x: np.ndarray, y: np.ndarray, began: float) -> Result:
+    value = float(np.mean(y))
+    formula = Formula((value,))
+    return Result(latex_of(formula), 0, formula, 0.0, True, True, True, (Attempt(1, 0.0, str(tidy(formula))),), np.zeros((0, 1)), None, x, y, time.perf_counter() - began)

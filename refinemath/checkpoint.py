@@ -25,12 +25,16 @@ class CheckpointError(ValueError):
 def named_leaves(tree: Any) -> dict[str, Any]:
     """The leaves of a pytree by their path, such as `encoder/first/kernel`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {"/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path if getattr(k, "name", None) != "value"): leaf for path, leaf in leaves}
+
+    def name(path: tuple[Any, ...]) -> str:
+        return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path if getattr(k, "name", None) != "value")
+
+    return {name(path): leaf for path, leaf in leaves}
 
 
 def save(path: Path, tree: Any, meta: dict[str, Any], *, dtype: Any = None) -> None:
     """Write a pytree of arrays and a JSON record.  With `dtype`, floating arrays are stored in it."""
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for name, leaf in named_leaves(tree).items():
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)

@@ -7,6 +7,7 @@ points and noise.
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -80,7 +81,7 @@ def is_canonical(tokens: Int[Array, "batch slots"]) -> tuple[Array, Array]:
     padded = jnp.concatenate([tokens, jnp.zeros((batch, 1), tokens.dtype)], axis=1)
     t = OPERATOR_TOKEN
     used = tokens != END
-    arity = jnp.where(tokens >= t["add"], 2, 0) * (tokens <= t["pow"]) + (tokens >= t["neg"])
+    arity = jnp.where(tokens < t["add"], 0, jnp.where(tokens <= t["pow"], 2, 1))
     first_child = padded[:, 1:]
     second_child = padded[row, second]
     bad = jnp.asarray(_FORBIDDEN)
@@ -92,7 +93,9 @@ def is_canonical(tokens: Int[Array, "batch slots"]) -> tuple[Array, Array]:
 
     def step(h: Array, i: Array) -> tuple[Array, None]:
         a, b = h[:, i + 1], h[jnp.arange(batch), second[:, i]]
-        mix = weights[tokens[:, i]] + jnp.where(arity[:, i] > 0, a * jnp.uint32(2654435761), 0) + jnp.where(arity[:, i] > 1, (b ^ (b >> 7)) * jnp.uint32(40503), 0)
+        first_part = jnp.where(arity[:, i] > 0, a * jnp.uint32(2654435761), 0)
+        second_part = jnp.where(arity[:, i] > 1, (b ^ (b >> 7)) * jnp.uint32(40503), 0)
+        mix = weights[tokens[:, i]] + first_part + second_part
         mix = (mix ^ (mix >> 15)) * jnp.uint32(2246822519)
         return h.at[:, i].set(mix ^ (mix >> 13)), None
 
@@ -189,7 +192,7 @@ def signature(tokens: Int[Array, "batch slots"], values: Float[Array, "batch slo
     basis = nodes[slots_of, jnp.arange(batch)[:, None]]  # (batch, terms, probes)
     finite = jnp.isfinite(basis) & (jnp.abs(basis) < 1e6)
     clean = jnp.where(finite, basis, 0.0)
-    count = jnp.maximum(jnp.sum(finite, -1, keepdims=True), 1)
+    count = jnp.maximum(jnp.sum(finite, -1, keepdims=True), 1).astype(clean.dtype)
     centred = jnp.where(finite, clean - jnp.sum(clean, -1, keepdims=True) / count, 0.0)
     scale = jnp.sqrt(jnp.sum(centred**2, -1, keepdims=True)) + 1e-9
     unit = centred / scale
@@ -199,7 +202,7 @@ def signature(tokens: Int[Array, "batch slots"], values: Float[Array, "batch slo
     words = []
     for salt in (1, 2):
         weights = jnp.asarray(np.random.default_rng(salt).integers(1, 2**31, len(_PROBES)) * 2 + 1, jnp.uint32)
-        h = jnp.sum(digits * weights, axis=-1, dtype=jnp.uint32)
+        h = jnp.sum(digits * weights[None, None], axis=-1, dtype=jnp.uint32)
         h = (h ^ (h >> 15)) * jnp.uint32(2246822519)
         h = (h ^ (h >> 13)) * jnp.uint32(3266489917)
         words.append(jnp.sum(jnp.where(term, h ^ (h >> 16), 0), axis=-1, dtype=jnp.uint32))
@@ -214,7 +217,7 @@ class Bank(NamedTuple):
     """Distinct skeletons sorted by length; `start[n]` is where those of n tokens begin."""
 
     tokens: Int[Array, "formulas slots"]  # uint8
-    start: Int[Array, "slots2"]
+    start: Int[Array, " slots2"]
 
 
 def _grow(rng: np.random.Generator, parts: list[np.ndarray], length: int, count: int, slots: int) -> np.ndarray:
@@ -265,7 +268,7 @@ def make_bank(
             part, whole = part & (drawn[:, 0] != END), whole & (drawn[:, 0] != END)
             if variables > 1:  # a whole formula uses x2 only where it uses x1
                 present = [np.any(drawn == 1 + v, axis=1) for v in range(variables)]
-                for lower, higher in zip(present, present[1:], strict=False):
+                for lower, higher in itertools.pairwise(present):
                     whole &= lower | ~higher
             if len(pool) < 100_000:
                 pool = np.concatenate([pool, drawn[part]])
@@ -294,9 +297,9 @@ class Examples(NamedTuple):
     x: Float[Array, "batch variables points"]
     y: Float[Array, "batch points"]
     mask: Array  # (batch, points) bool
-    weight: Float[Array, "batch"]  # 0 for an example that could not be drawn
+    weight: Float[Array, " batch"]  # 0 for an example that could not be drawn
     coefficient: Float[Array, "batch terms"]  # y = offset + sum_k coefficient_k term_k + noise
-    offset: Float[Array, "batch"]
+    offset: Float[Array, " batch"]
 
 
 def draw_constants(key: Array, tokens: Int[Array, "batch slots"]) -> Float[Array, "batch slots"]:
@@ -327,7 +330,7 @@ def draw_points(key: Array, batch: int, variables: int, points: int) -> Float[Ar
     low = jnp.select([kind == 0, kind == 1, kind == 2], [-a, jnp.full(shape, 1e-3), a * 0.2], jnp.where(kind == 3, -b, jnp.full(shape, 0.05)))
     high = jnp.maximum(jnp.select([kind == 2], [a * 0.2 + b], a), low + 0.5)
     u = jax.random.uniform(k[2], (batch, variables, points))
-    grid = (jnp.arange(points) + 0.5) / points
+    grid = ((jnp.arange(points, dtype=jnp.float32) + 0.5) / points)[None, None]
     even = jax.random.bernoulli(k[3], 0.4 if variables == 1 else 0.0, (batch, 1, 1))
     u = jnp.where(even, jnp.take_along_axis(jnp.broadcast_to(grid, u.shape), jnp.argsort(u, axis=-1), axis=-1), u)
     linear = low + (high - low) * u
@@ -335,7 +338,7 @@ def draw_points(key: Array, batch: int, variables: int, points: int) -> Float[Ar
     return jnp.where(jax.random.bernoulli(k[4], 0.15, shape) & (low > 0), logarithmic, linear)
 
 
-def length_weights(bank: Bank, weights: dict[int, float] | None = None) -> Float[Array, "slots1"]:
+def length_weights(bank: Bank, weights: dict[int, float] | None = None) -> Float[Array, " slots1"]:
     """How often each length is drawn: evenly up to 13 tokens, then at half weight, or as given; never a length the bank lacks."""
     slots = bank.tokens.shape[1]
     wanted = {n: (0.3 if n == 2 else 1.0 if n <= 13 else 0.5) for n in range(2, slots + 1)} if weights is None else weights
@@ -343,7 +346,9 @@ def length_weights(bank: Bank, weights: dict[int, float] | None = None) -> Float
     return jnp.where(jnp.diff(bank.start) > 0, row, 0.0)
 
 
-def draw_examples(key: Array, bank: Bank, batch: int, *, points: int = 64, variables: int = 1, weights: Float[Array, "slots1"], probes: Array | None = None) -> Examples:
+def draw_examples(
+    key: Array, bank: Bank, batch: int, *, points: int = 64, variables: int = 1, weights: Float[Array, " slots1"], probes: Array | None = None
+) -> Examples:
     """`batch` problems for one training step, made on the device.
 
     Twice as many are drawn as needed and the valid ones kept: finite everywhere, every term matters, not nearly constant or linear, and
@@ -353,7 +358,7 @@ def draw_examples(key: Array, bank: Bank, batch: int, *, points: int = 64, varia
     n = 2 * batch
     length = jax.random.categorical(k[0], jnp.log(weights), shape=(n,))
     low, high = bank.start[length], bank.start[length + 1]
-    tokens = bank.tokens[low + (jax.random.uniform(k[1], (n,)) * (high - low)).astype(jnp.int32)].astype(jnp.int32)
+    tokens = bank.tokens[low + (jax.random.uniform(k[1], (n,)) * (high - low).astype(jnp.float32)).astype(jnp.int32)].astype(jnp.int32)
     values = draw_constants(k[2], tokens)
     tokens = jnp.where(is_constant(tokens), nearest_constant(values), tokens)
 
@@ -364,6 +369,7 @@ def draw_examples(key: Array, bank: Bank, batch: int, *, points: int = 64, varia
     row = jnp.arange(n)[:, None]
     used = jax.random.randint(k[4], (n, 1), 16, points + 1)
     mask = jnp.arange(points)[None] < used
+    used = used.astype(jnp.float32)
 
     def basis_of(x: Array) -> tuple[Array, Array]:
         basis = evaluate_nodes(tokens, values, x)[slots_of, row]
@@ -405,7 +411,8 @@ def draw_examples(key: Array, bank: Bank, batch: int, *, points: int = 64, varia
     y = y + offset[:, None] + noise * size[:, None] * jax.random.normal(k[11], y.shape)
     y = jnp.where(mask, y, 0.0)
     keep = jnp.argsort(~good, stable=True)[:batch]
-    return Examples(tokens[keep], values[keep], jnp.where(mask[:, None], x, 0.0)[keep], y[keep], mask[keep], good[keep].astype(jnp.float32), coefficient[keep], offset[keep])
+    everything = Examples(tokens, values, jnp.where(mask[:, None], x, 0.0), y, mask, good.astype(jnp.float32), coefficient, offset)
+    return Examples(*(a[keep] for a in everything))
 
 
 # ---------------------------------------------------------------- what never enters training

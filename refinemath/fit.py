@@ -19,13 +19,13 @@ from refinemath.language import Formula, additive_terms, combine, evaluate_nodes
 
 def project(
     basis: Float[Array, "batch terms points"], term: Array, y: Float[Array, "batch points"], mask: Array
-) -> tuple[Float[Array, "batch points"], Float[Array, "batch"]]:
+) -> tuple[Float[Array, "batch points"], Float[Array, " batch"]]:
     """The least-squares fit y ~ b + sum_k a_k basis_k, and its fraction of variance unexplained (FVU).
 
     Modified Gram-Schmidt on the centred terms, so that nearly dependent terms cost no accuracy; a term that adds nothing is dropped, and an
     undefined one makes the FVU infinite.  This is the inner, linear half of variable projection (Golub & Pereyra 1973).  Chapter 8.
     """
-    count = jnp.maximum(jnp.sum(mask, axis=-1), 1)
+    count = jnp.maximum(jnp.sum(mask, axis=-1), 1).astype(y.dtype)
 
     def centre(v: Array) -> tuple[Array, Array]:
         mean = jnp.sum(jnp.where(mask, v, 0.0), axis=-1) / count
@@ -34,7 +34,7 @@ def project(
     residual, mean = centre(y)
     total = jnp.sum(residual**2, axis=-1)
     finite = jnp.all(jnp.isfinite(basis) & (jnp.abs(basis) < 1e12) | ~term[..., None] | ~mask[:, None], axis=(1, 2))
-    columns = []
+    columns: list[Array] = []
     for k in range(basis.shape[1]):
         column, _ = centre(jnp.where(term[:, k, None] & finite[:, None], basis[:, k], 0.0))
         size = jnp.sqrt(jnp.sum(column**2, axis=-1, keepdims=True))
@@ -47,7 +47,7 @@ def project(
         columns.append(column)
     fvu = jnp.sum(residual**2, axis=-1) / jnp.maximum(total, 1e-30)
     fitted = jnp.where(mask, y - residual, 0.0)
-    return jnp.where(finite[:, None], fitted, mean[:, None] * mask), jnp.where(finite, fvu, jnp.inf)
+    return jnp.where(finite[:, None], fitted, mean[:, None] * mask.astype(y.dtype)), jnp.where(finite, fvu, jnp.inf)
 
 
 # ---------------------------------------------------------------- constants inside, batched on the device
@@ -58,7 +58,7 @@ class Fitted(NamedTuple):
 
     values: Float[Array, "batch slots"]
     fitted: Float[Array, "batch points"]
-    fvu: Float[Array, "batch"]
+    fvu: Float[Array, " batch"]
 
 
 def levenberg_marquardt(
@@ -77,7 +77,7 @@ def levenberg_marquardt(
     The linear coefficients are projected out at every step (`project`), so the search is over the inner numbers alone.  The Jacobian is
     forward-mode, exact through the projection.  A step is kept only if the FVU falls.  Works in the dtype of its inputs.  Chapter 8.
     """
-    batch, slots = tokens.shape
+    batch = tokens.shape[0]
     row = jnp.arange(batch)[:, None]
     here = is_constant(tokens)
     places = jnp.argsort(~here, axis=1, stable=True)[:, :constants]
@@ -86,7 +86,7 @@ def levenberg_marquardt(
     x = jnp.broadcast_to(x, (batch, *x.shape[1:]))
     y = jnp.broadcast_to(y, (batch, y.shape[-1]))
     mask = jnp.broadcast_to(mask, y.shape)
-    count = jnp.maximum(jnp.sum(mask, -1, keepdims=True), 1)
+    count = jnp.maximum(jnp.sum(mask, -1, keepdims=True), 1).astype(y.dtype)
     spread = jnp.sqrt(jnp.sum(jnp.where(mask, (y - jnp.sum(jnp.where(mask, y, 0.0), -1, keepdims=True) / count) ** 2, 0.0), -1, keepdims=True))
     spread = jnp.maximum(spread, 1e-30)
     eye = jnp.eye(constants, dtype=values.dtype)
@@ -108,7 +108,7 @@ def levenberg_marquardt(
         gradient = jnp.einsum("abn,bn->ba", jacobian, residual)
         diagonal = jnp.einsum("baa->ba", normal)
         scale = damping[:, None] * diagonal + jnp.where(diagonal > 0, 1e-12 * diagonal, 1.0)
-        move = -jnp.linalg.solve(normal + scale[..., None] * eye, gradient[..., None])[..., 0]
+        move = -jnp.linalg.solve(normal + scale[..., None] * eye[None], gradient[..., None])[..., 0]
         move = jnp.clip(jnp.where(jnp.isfinite(move), move, 0.0), -2.0 - jnp.abs(theta), 2.0 + jnp.abs(theta))
         new_residual, (new_fitted, new_fvu) = run(theta + move)
         better = new_fvu < fvu
@@ -193,7 +193,10 @@ def polish(terms: Sequence[Formula], x: np.ndarray, y: np.ndarray, *, frozen: fr
         return (y - solution_values(solution, x)) / spread
 
     try:
-        found = scipy.optimize.least_squares(residual, start[free], method="lm", x_scale=np.maximum(np.abs(start[free]), 1e-3), xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=60 * (len(free) + 1))
+        scale, tolerance = np.maximum(np.abs(start[free]), 1e-3), 1e-15
+        found = scipy.optimize.least_squares(
+            residual, start[free], method="lm", x_scale=scale, xtol=tolerance, ftol=tolerance, gtol=tolerance, max_nfev=60 * (len(free) + 1)
+        )
     except (ValueError, np.linalg.LinAlgError):
         return first
     second = linear_solution(_with_constants(terms, start, free, found.x), x, y, intercept=intercept)

@@ -63,7 +63,7 @@ def sample(key: Array, logits: Float[Array, "batch slots vocabulary"], count: in
         chance = jax.nn.softmax(mass[:, i][:, None, :] + after, axis=-1)
         chance = jnp.where(open_[..., None] > 0, chance, 0.0)
         u = uniform[i, 0]
-        arity = (u > chance[..., 0]).astype(jnp.int32) + (u > chance[..., 0] + chance[..., 1])
+        arity = (u > chance[..., 0]).astype(jnp.int32) + (u > chance[..., 0] + chance[..., 1]).astype(jnp.int32)
         arity = jnp.where(chance[..., 2] <= 0, jnp.minimum(arity, 1), arity)
         arity = jnp.where((arity == 1) & (chance[..., 1] <= 0), jnp.where(chance[..., 0] > 0, 0, 2), arity)
         token = jnp.zeros_like(open_)

@@ -19,7 +19,7 @@ import numpy as np
 import sympy
 
 from refinemath.data import PROBE_CONSTANTS, Examples, draw_examples, length_weights, make_bank, probe_points, signature, standardized_probe
-from refinemath.language import MAX_VARIABLES, Formula, FormulaError, combine, decode, encode, evaluate, parse, split_terms
+from refinemath.language import MAX_VARIABLES, VARIABLES, Formula, FormulaError, combine, decode, encode, evaluate, parse, split_terms
 
 _WIDE = 40  # slots that any benchmark formula fits
 
@@ -62,7 +62,7 @@ def training_exclusions(variables: int = 1) -> tuple[np.ndarray, jax.Array]:
             if 0 < count <= 3:
                 for order in itertools.permutations(range(count)):
                     forms.append(_with_constants(variant, [PROBE_CONSTANTS[k] for k in order]))
-        if all(p in (f"x{i + 1}" for i in range(variables)) or not str(p).startswith("x") for p in formula.parts):
+        if not any(p in formula.parts for p in VARIABLES[variables:]):
             probes.append(formula)
     tokens, values = encode([f for f in forms if len(f) <= _WIDE], _WIDE)
     words = np.asarray(signature(jnp.asarray(tokens), jnp.asarray(values, jnp.float32)))

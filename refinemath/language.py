@@ -77,7 +77,9 @@ def nearest_constant(values: Array) -> Array:
     """The constant token whose bin has the sign of `values` and lies nearest to it on a logarithmic scale."""
     bins = jnp.asarray(CONSTANT_BINS, jnp.float32)
     size = jnp.maximum(jnp.abs(values), 1e-6)
-    distance = jnp.abs(jnp.log(size)[..., None] - jnp.log(jnp.abs(bins))) + 100.0 * (jnp.sign(bins) != jnp.sign(values)[..., None])
+    bins = bins.reshape(*[1] * values.ndim, -1)
+    other_sign = jnp.sign(bins) != jnp.sign(values)[..., None]
+    distance = jnp.abs(jnp.log(size)[..., None] - jnp.log(jnp.abs(bins))) + jnp.where(other_sign, 100.0, 0.0)
     return FIRST_CONSTANT + jnp.argmin(distance, axis=-1).astype(jnp.int32)
 
 
@@ -334,8 +336,8 @@ def _from_ast(node: ast.expr) -> list[str | float]:
     match node:
         case ast.Constant(value=bool()):
             raise FormulaError(f"expected a number, got {node.value!r}")
-        case ast.Constant(value=int() | float()):
-            return [float(node.value)]
+        case ast.Constant(value=int() | float() as number):
+            return [float(number)]
         case ast.Name(id=name):
             if name == "pi":
                 return [math.pi]

@@ -61,7 +61,7 @@ class Candidate(NamedTuple):
     tokens: Int[Array, "batch slots"]
     values: Float[Array, "batch slots"]
     fitted: Float[Array, "batch points"]  # b + sum of a_k term_k, least squares
-    fvu: Float[Array, "batch"]
+    fvu: Float[Array, " batch"]
 
 
 def stabilise(z: Float[Array, "batch slots dim"], kind: str) -> Float[Array, "batch slots dim"]:
@@ -87,8 +87,9 @@ def execute(tokens: Int[Array, "batch slots"], values: Float[Array, "batch slots
 def no_candidate(points: Points, slots: int = SLOTS) -> Candidate:
     """The candidate before there is one: every slot unknown, nothing explained."""
     batch = points.y.shape[0]
-    mean = jnp.sum(points.y * points.mask, axis=-1, keepdims=True) / jnp.maximum(jnp.sum(points.mask, axis=-1, keepdims=True), 1)
-    return Candidate(jnp.full((batch, slots), MASK, jnp.int32), jnp.zeros((batch, slots), jnp.float32), mean * points.mask, jnp.ones(batch, jnp.float32))
+    mask = points.mask.astype(jnp.float32)
+    mean = jnp.sum(points.y * mask, axis=-1, keepdims=True) / jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
+    return Candidate(jnp.full((batch, slots), MASK, jnp.int32), jnp.zeros((batch, slots), jnp.float32), mean * mask, jnp.ones(batch, jnp.float32))
 
 
 def choose(where: Array, a: Any, b: Any) -> Any:
@@ -100,7 +101,7 @@ def choose(where: Array, a: Any, b: Any) -> Any:
 
 
 def _moments(v: Array, mask: Array) -> tuple[Array, Array]:
-    count = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
+    count = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1).astype(v.dtype)
     mean = jnp.sum(jnp.where(mask, v, 0.0), axis=-1, keepdims=True) / count
     spread = jnp.sqrt(jnp.sum(jnp.where(mask, (v - mean) ** 2, 0.0), axis=-1, keepdims=True) / count)
     return mean, jnp.maximum(spread, 1e-12)
@@ -113,7 +114,7 @@ def _log_size(v: Array) -> Array:
 def point_features(points: Points) -> Float[Array, "batch points features"]:
     """What the encoder sees of each point: raw, scaled and logarithmic x and y, waves of both, and (one variable) local slopes.  Chapter 3."""
     x, y, mask = points
-    batch, variables, count = x.shape
+    batch, variables, _ = x.shape
     mean, spread = _moments(y, mask)
     standard = (y - mean) / spread
     root_mean_square = jnp.sqrt(mean**2 + spread**2)
@@ -135,7 +136,8 @@ def point_features(points: Points) -> Float[Array, "batch points features"]:
         slope = jnp.where(both, (ys[:, 1:] - ys[:, :-1]) / gap, 0.0)
         zero = jnp.zeros((batch, 1), y.dtype)
         left, right = jnp.concatenate([zero, slope], 1), jnp.concatenate([slope, zero], 1)
-        bend = (right - left) * (jnp.concatenate([zero.astype(bool), both], 1) & jnp.concatenate([both, zero.astype(bool)], 1))
+        inner = jnp.concatenate([zero.astype(bool), both], 1) & jnp.concatenate([both, zero.astype(bool)], 1)
+        bend = (right - left) * inner.astype(y.dtype)
         for local in (left, right, bend):
             local = jnp.take_along_axis(local, back, -1)
             features += [jnp.arcsinh(local) / 2, jnp.tanh(local)]
@@ -165,7 +167,7 @@ def _dense(x: Array, weight: Array) -> Array:
 
 
 def _norm(x: Array, gain: Array) -> Array:
-    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6) * gain
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6) * gain.reshape(*[1] * (x.ndim - gain.ndim), *gain.shape)
 
 
 def _activate(x: Array) -> Array:
@@ -180,6 +182,7 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), (inputs, outputs), jnp.float32) / jnp.sqrt(jnp.float32(inputs)))
 
     def __call__(self, x: Array) -> Array:
+        """X W, without a bias."""
         return _dense(x, self.kernel[...])
 
 
@@ -190,6 +193,7 @@ class Gain(nnx.Module):
         self.gain = nnx.Param(jnp.ones(width, jnp.float32))
 
     def __call__(self, x: Array) -> Array:
+        """Rows of root mean square 1, times the gain."""
         return _norm(x, self.gain[...])
 
 
@@ -203,6 +207,7 @@ class Attention(nnx.Module):
         self.temperature = nnx.Param(jnp.full((heads,), 1.0, jnp.float32))
 
     def __call__(self, x: Array, key_value: tuple[Array, Array], mask: Array | None = None) -> Array:
+        """What each row of x reads from the set; rows where `mask` is False are not read."""
         batch, rows, width = x.shape
         q = _norm(self.query(x).reshape(batch, rows, self.heads, -1), jnp.float32(1.0))
         k, v = (a.reshape(batch, a.shape[1], self.heads, -1) for a in key_value)
@@ -222,6 +227,7 @@ class KeyValue(nnx.Module):
         self.both = Linear(width, 2 * width, rngs=rngs)
 
     def __call__(self, x: Array) -> tuple[Array, Array]:
+        """Keys and values, one of each for every row."""
         key, value = jnp.split(self.both(self.norm(x)), 2, axis=-1)
         return key, value
 
@@ -235,6 +241,7 @@ class Feedforward(nnx.Module):
         self.down = Linear(4 * width, width, scale=0.5, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
+        """Each row on its own, up to four times the width and down again."""
         return self.down(_activate(self.up(self.norm(x))))
 
 
@@ -250,6 +257,7 @@ class Block(nnx.Module):
         self.feedforward = Feedforward(width, rngs=rngs)
 
     def __call__(self, x: Array, key_value: tuple[Array, Array] | None = None, mask: Array | None = None) -> Array:
+        """The rows after each has read from the others and, where given, from the set."""
         x = x + self.attend(self.norm(x), self.own(x))
         if self.cross is not None and self.cross_norm is not None and key_value is not None:
             x = x + self.cross(self.cross_norm(x), key_value, mask)
@@ -277,6 +285,7 @@ class Encoder(nnx.Module):
         self.blocks = nnx.List([Block(w, config.heads, cross=False, rngs=rngs) for _ in range(config.encoder_blocks)])
 
     def __call__(self, points: Points) -> Encoded:
+        """Read the points once; the order of the points does not change the summary."""
         each = self.second(_activate(self.first(point_features(points))))
         key_value = self.gather_key_value(each)
         seeds = jnp.broadcast_to(self.seeds[...], (each.shape[0], *self.seeds[...].shape))
@@ -309,13 +318,14 @@ class Refiner(nnx.Module):
 
     def start(self, noise: Float[Array, "batch slots dim"]) -> Float[Array, "batch slots dim"]:
         """The seed thought Z_0: learned slots plus noise, stabilised.  Chapter 3."""
-        return stabilise(self.seed[...] + noise, self.stabiliser)
+        return stabilise(self.seed[...][None] + noise, self.stabiliser)
 
     def logits(self, z: Float[Array, "batch slots dim"]) -> Float[Array, "batch slots vocabulary"]:
         """What each slot says: scores of all tokens, before the grammar.  Chapter 8."""
-        return _dense(z * jnp.float32(z.shape[-1] ** 0.5), self.head[...]) + self.bias[...]
+        return _dense(z * jnp.float32(z.shape[-1] ** 0.5), self.head[...]) + self.bias[...][None]
 
     def __call__(self, z: Float[Array, "batch slots dim"], encoded: Encoded, candidate: Candidate) -> Float[Array, "batch slots dim"]:
+        """Look at the points, the candidate and its residual; move the latent; stabilise it."""
         each = encoded.each + self.feedback_mix(_activate(self.feedback(feedback_features(candidate, encoded.points))))
         point_key, point_value = self.point_key_value(each)
         summary_key, summary_value = self.summary_key_value(encoded.summary)
@@ -323,8 +333,8 @@ class Refiner(nnx.Module):
         mask = jnp.concatenate([encoded.points.mask, jnp.ones(encoded.summary.shape[:2], bool)], axis=1)
         number = jnp.where(is_constant(candidate.tokens), candidate.values, 0.0)
         score = jnp.broadcast_to((jnp.log10(jnp.clip(candidate.fvu, 1e-8, 10.0)) / 4)[:, None], number.shape)
-        numbers = self.number(jnp.stack([jnp.arcsinh(number), _log_size(number) * (number != 0), score, jnp.exp(score * 4)], axis=-1))
-        h = self.read(z * jnp.float32(z.shape[-1] ** 0.5)) + self.place[...] + self.token[...][candidate.tokens] + numbers
+        numbers = self.number(jnp.stack([jnp.arcsinh(number), jnp.where(number != 0, _log_size(number), 0.0), score, jnp.exp(score * 4)], axis=-1))
+        h = self.read(z * jnp.float32(z.shape[-1] ** 0.5)) + self.place[...][None] + self.token[...][candidate.tokens] + numbers
         for block in self.blocks:
             h = block(h, key_value, mask)
         return stabilise(z + self.write(self.write_norm(h)) * jnp.float32(z.shape[-1] ** -0.5), self.stabiliser)

@@ -32,7 +32,7 @@ def orthogonalize(z: Float[Array, "*batch slots dim"], schedule: tuple[tuple[flo
     wide matrix enters once at the start and once at the end.  Singular values below 1e-3 of the Frobenius norm may stay under 1.
     Source: Jordan 2024 (Muon), Amsel et al. 2025; derived in chapter 5.
     """
-    eye = jnp.eye(z.shape[-2], dtype=z.dtype)
+    eye = jnp.eye(z.shape[-2], dtype=z.dtype).reshape(*[1] * (z.ndim - 2), z.shape[-2], z.shape[-2])
     norm = jnp.sqrt(jnp.sum(jnp.square(z), axis=(-2, -1), keepdims=True)) + 1e-12
     z = z / norm
     gram = z @ jnp.swapaxes(z, -1, -2)

@@ -1,8 +1,9 @@
 """Thinking as one compiled loop: refine, read off, execute, fit, feed back; stop when the thought stands still.  (Chapters 4, 7, 9)
 
 A call holds K thoughts about one scatter plot.  Every step moves each latent once, draws formulas from its slots, executes them all, fits the
-constants of the few best and gives each thought its best formula back.  The loop has two parts, both `lax.while_loop`: in the first candidates
-may change; in the second the best one stands and the latents settle until their relative velocity stays under the threshold.
+constants of the few best and gives each thought its best formula back.  One `lax.while_loop` has two phases: first candidates change; then,
+once a formula passes the reality check or the search steps are used up, the best one stands and the latents settle until their relative
+velocity stays under the threshold.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Budget:
     noise: float = 0.3
     temperature: float = 1.0
     solved: float = 1e-11  # FVU in float32 at which the reality check is passed
+    patience: int = 3  # further searches without a better formula before giving up
     network: bool = True  # False: candidates come from the prior instead, the null model
 
 
@@ -48,6 +50,7 @@ class Pool(NamedTuple):
 
     tokens: Int[Array, "keep slots"]
     values: Float[Array, "keep slots"]
+    fitted: Float[Array, "keep points"]
     fvu: Float[Array, "keep"]
     cost: Float[Array, "keep"]
 
@@ -57,7 +60,7 @@ class Trace(NamedTuple):
 
     velocity: Float[Array, "steps thoughts"]
     fvu: Float[Array, "steps"]
-    spectrum: Float[Array, "steps slots"]  # singular values of the leading thought
+    gram: Float[Array, "steps slots slots"]  # Z Z^T of the first thought: its eigenvalues are the squared singular values
     latent: Float[Array, "steps thoughts sketch"]  # a fixed random projection of every thought
 
 
@@ -89,17 +92,27 @@ def cost_of(tokens: Int[Array, "batch slots"], fvu: Float[Array, "batch"], point
     return 1.5 * length + 2.0 * numbers + 0.5 * points * jnp.log(fvu + 1e-13)
 
 
-def merge(pool: Pool, tokens: Array, values: Array, fvu: Array, points: Array) -> Pool:
+def merge(pool: Pool, new: Candidate, points: Array) -> Pool:
     """The pool with new formulas put in: the best of each skeleton, the `keep` best of these."""
     keep = pool.fvu.shape[0]
-    everything = Pool(*(jnp.concatenate(pair) for pair in zip(pool, (tokens, values, fvu, cost_of(tokens, fvu, points)), strict=True)))
+    everything = Pool(*(jnp.concatenate(pair) for pair in zip(pool, (*new, cost_of(new.tokens, new.fvu, points)), strict=True)))
     name = skeleton_hash(everything.tokens)
     order = jnp.lexsort((everything.cost, name))
     repeated = jnp.concatenate([jnp.zeros(1, bool), name[order][1:] == name[order][:-1]])
-    cost = jnp.where(repeated, jnp.inf, everything.cost[order])
-    best = order[jax.lax.top_k(-cost, keep)[1]]
-    cost = -jax.lax.top_k(-cost, keep)[0]
-    return Pool(everything.tokens[best], everything.values[best], everything.fvu[best], cost)
+    cost, best = jax.lax.top_k(-jnp.where(repeated, jnp.inf, everything.cost[order]), keep)
+    return Pool(*(a[order[best]] for a in everything[:-1]), -cost)
+
+
+def most_promising(candidates: Candidate, groups: int, most: int, points: Array) -> Int[Array, "chosen"]:
+    """Indices of the `most` best formulas with different skeletons in each of `groups` equal groups."""
+    cost = cost_of(candidates.tokens, candidates.fvu, points).reshape(groups, -1)
+    name = skeleton_hash(candidates.tokens).reshape(groups, -1)
+    order = jnp.lexsort((cost, name), axis=1)
+    names = jnp.take_along_axis(name, order, axis=1)
+    repeated = jnp.concatenate([jnp.zeros((groups, 1), bool), names[:, 1:] == names[:, :-1]], axis=1)
+    ranked = jnp.where(repeated, jnp.inf, jnp.take_along_axis(cost, order, axis=1))
+    top = jnp.take_along_axis(order, jax.lax.top_k(-ranked, most)[1], axis=1)
+    return (top + jnp.arange(groups)[:, None] * cost.shape[1]).reshape(-1)
 
 
 def edit(key: Array, tokens: Int[Array, "batch slots"], values: Float[Array, "batch slots"], donors: Int[Array, "donors slots"]) -> tuple[Array, Array]:
@@ -196,108 +209,90 @@ def think(params: Any, graph: Any, points: Points, key: Array, threshold: Array,
         encoded = Encoded(*(jnp.broadcast_to(a, (thoughts, *a.shape[1:])) for a in (one.each, one.summary)), spread)
     z = model.refiner.start(budget.noise * jax.random.normal(k_noise, (thoughts, slots, dim)))
 
-    empty = Pool(
-        jnp.zeros((budget.keep, slots), jnp.int32).at[:, 0].set(1), jnp.zeros((budget.keep, slots), jnp.float32),
-        jnp.full(budget.keep, jnp.inf), jnp.full(budget.keep, jnp.inf),
-    )  # fmt: skip
-
-    def fit_best(pool: Pool, tokens: Array, values: Array, fvu: Array, groups: int, most: int) -> tuple[Pool, Candidate]:
-        """Fit the constants of the `most` best distinct formulas of each group and remember them."""
-        cost = cost_of(tokens, fvu, count).reshape(groups, -1)
-        name = skeleton_hash(tokens).reshape(groups, -1)
-        order = jnp.lexsort((cost, name), axis=1)
-        names = jnp.take_along_axis(name, order, axis=1)
-        repeated = jnp.concatenate([jnp.zeros((groups, 1), bool), names[:, 1:] == names[:, :-1]], axis=1)
-        ranked = jnp.where(repeated, jnp.inf, jnp.take_along_axis(cost, order, axis=1))
-        top = jnp.take_along_axis(order, jax.lax.top_k(-ranked, most)[1], axis=1) + jnp.arange(groups)[:, None] * cost.shape[1]
-        top = top.reshape(-1)
-        fitted = levenberg_marquardt(tokens[top], values[top], points.x, points.y, points.mask, steps=budget.fit_steps)
-        pool = merge(pool, tokens[top], fitted.values, fitted.fvu, count)
-        best = jnp.argmin(cost_of(tokens[top], fitted.fvu, count).reshape(groups, most), axis=1) + jnp.arange(groups) * most
-        return pool, Candidate(tokens[top][best], fitted.values[best], fitted.fitted[best], fitted.fvu[best])
-
-    pool = empty
-    if start.shape[0]:
-        draws = 6
-        tokens = jnp.tile(start.astype(jnp.int32), (draws, 1))
-        constants = FIRST_CONSTANT + jax.random.randint(k_start, tokens.shape, 0, len(CONSTANT_BINS))
-        tokens = jnp.where(is_constant(tokens), constants, tokens)
-        values = jnp.asarray(TOKEN_VALUE)[tokens]
-        pool, _ = fit_best(pool, tokens, values, execute(tokens, values, points).fvu, 1, 256)
-
     def draw(key: Array, z: Array) -> Array:
         if budget.network:
             return grammar.sample(key, model.refiner.logits(z) / budget.temperature, budget.samples).reshape(-1, slots)
         return from_prior(key, prior, thoughts * budget.samples)
 
-    def refine(z: Array, candidate: Candidate) -> Array:
-        return model.refiner(z, encoded, candidate) if budget.network else z
-
-    def record(carry: Carry, z: Array, velocity: Array, fvu: Array) -> Trace:
-        trace, t = carry.trace, carry.step
-        lead = jnp.argmin(cost_of(carry.candidate.tokens, carry.candidate.fvu, count))
-        gram = z[lead] @ z[lead].T
-        return Trace(
-            trace.velocity.at[t].set(velocity),
-            trace.fvu.at[t].set(fvu),
-            trace.spectrum.at[t].set(jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram)[::-1], 0.0))),
-            trace.latent.at[t].set(z.reshape(thoughts, -1) @ sketch),
-        )
-
     def move(carry: Carry) -> tuple[Array, Array, Array]:
-        new = refine(carry.z, carry.candidate)
-        size = jnp.sqrt(jnp.sum(carry.z**2, axis=(1, 2)))
-        velocity = jnp.sqrt(jnp.sum((new - carry.z) ** 2, axis=(1, 2))) / jnp.maximum(size, 1e-12)
+        new = model.refiner(carry.z, encoded, carry.candidate) if budget.network else carry.z
+        velocity = jnp.sqrt(jnp.sum((new - carry.z) ** 2, axis=(1, 2)) / jnp.maximum(jnp.sum(carry.z**2, axis=(1, 2)), 1e-12))
         halted = carry.hits >= 2
-        z = jnp.where(halted[:, None, None], carry.z, new)
         hits = jnp.where(halted, carry.hits, jnp.where(velocity < threshold, carry.hits + 1, 0))
-        return z, jnp.where(halted, 0.0, velocity), hits
+        return jnp.where(halted[:, None, None], carry.z, new), jnp.where(halted, 0.0, velocity), hits
 
-    def search_step(carry: Carry) -> Carry:
+    def searching(carry: Carry) -> Array:
+        return (carry.step < budget.search_steps) & (carry.pool.fvu[0] > budget.solved)
+
+    def propose(carry: Carry) -> Carry:
+        """Draw, execute, fit, remember, and give every thought its next candidate."""
         key, k_draw, k_edit, k_parent, k_move, k_which = jax.random.split(carry.key, 6)
-        z, velocity, _ = move(carry)
-        tokens = draw(k_draw, z)
+        pool = carry.pool
+        tokens = draw(k_draw, carry.z)
         values = jnp.asarray(TOKEN_VALUE)[tokens]
-        drawn = execute(tokens, values, points)
-        pool, best = fit_best(carry.pool, tokens, values, drawn.fvu, thoughts, budget.fits)
+        own = tokens.shape[0]
         if budget.edits:
             rank = jnp.minimum((jax.random.exponential(k_parent, (budget.edits,)) * budget.keep / 5).astype(jnp.int32), budget.keep - 1)
             parents = jnp.where(jnp.isfinite(pool.fvu[rank]), rank, 0)
             donors = jnp.concatenate([pool.tokens, tokens[: budget.keep]])
             edited, edited_values = edit(k_edit, pool.tokens[parents], pool.values[parents], donors)
-            fvu = execute(edited, edited_values, points).fvu
-            pool, _ = fit_best(pool, edited, edited_values, fvu, 8, 8)
-        old, now = carry.candidate, best
+            tokens, values = jnp.concatenate([tokens, edited]), jnp.concatenate([values, edited_values])
+        drawn = execute(tokens, values, points)
+        chosen = most_promising(jax.tree.map(lambda a: a[:own], drawn), thoughts, budget.fits, count)
+        if budget.edits:
+            chosen = jnp.concatenate([chosen, own + most_promising(jax.tree.map(lambda a: a[own:], drawn), 8, 8, count)])
+        again = min(64, budget.keep)  # the constants of the best remembered formulas go on being fitted
+        tokens = jnp.concatenate([tokens[chosen], pool.tokens[:again]])
+        values = jnp.concatenate([values[chosen], pool.values[:again]])
+        fit = levenberg_marquardt(tokens, values, points.x, points.y, points.mask, steps=budget.fit_steps)
+        fitted = Candidate(tokens, fit.values, fit.fitted, fit.fvu)
+        pool = merge(pool, fitted, count)
+        each = cost_of(fitted.tokens, fitted.fvu, count)[: thoughts * budget.fits].reshape(thoughts, budget.fits)
+        best = jnp.argmin(each, axis=1) + jnp.arange(thoughts) * budget.fits
+        now, old = jax.tree.map(lambda a: a[best], fitted), carry.candidate
         candidate = choose(cost_of(now.tokens, now.fvu, count) < cost_of(old.tokens, old.fvu, count), now, old)
         # a thought whose candidate lags behind takes one of the remembered ones
         pick = jnp.minimum((jax.random.exponential(k_which, (thoughts,)) * thoughts / 4).astype(jnp.int32), budget.keep - 1)
-        shared = execute(pool.tokens[pick], pool.values[pick], points)
         lags = (cost_of(candidate.tokens, candidate.fvu, count) > pool.cost[budget.keep // 2]) & jax.random.bernoulli(k_move, 0.3, (thoughts,))
+        shared = Candidate(*(a[pick] for a in pool[:-1]))
         candidate = choose(lags & jnp.isfinite(shared.fvu), shared, candidate)
         found_at = jnp.where(pool.cost[0] < carry.pool.cost[0] - 0.5, carry.step + 1, carry.found_at)
-        trace = record(carry, z, velocity, pool.fvu[0])
-        return Carry(z, candidate, pool, jnp.zeros_like(carry.hits), carry.step + 1, found_at, key, trace)
+        return carry._replace(candidate=candidate, pool=pool, hits=jnp.zeros_like(carry.hits), found_at=found_at, key=key)
 
-    def searching(carry: Carry) -> Array:
-        return (carry.step < budget.search_steps) & (carry.pool.fvu[0] > budget.solved)
+    def settle(carry: Carry) -> Carry:
+        """Every thought gets the best formula; from here on nothing but the latents moves."""
+        best = jax.tree.map(lambda a: jnp.broadcast_to(a[:1], (thoughts, *a.shape[1:])), Candidate(*carry.pool[:-1]))
+        return carry._replace(candidate=best)
 
-    def settle_step(carry: Carry) -> Carry:
+    def step(carry: Carry) -> Carry:
         z, velocity, hits = move(carry)
-        trace = record(carry, z, velocity, carry.pool.fvu[0])
-        return carry._replace(z=z, hits=hits, step=carry.step + 1, trace=trace)
+        trace = Trace(
+            carry.trace.velocity.at[carry.step].set(velocity),
+            carry.trace.fvu.at[carry.step].set(carry.pool.fvu[0]),
+            carry.trace.gram.at[carry.step].set(z[0] @ z[0].T),
+            carry.trace.latent.at[carry.step].set(z.reshape(thoughts, -1) @ sketch),
+        )
+        carry = jax.lax.cond(searching(carry), propose, settle, carry._replace(z=z, hits=hits, trace=trace))
+        return carry._replace(step=carry.step + 1)
 
-    def settling(carry: Carry) -> Array:
-        return (carry.step < budget.steps) & jnp.any(carry.hits < 2)
+    def going_on(carry: Carry) -> Array:
+        return (carry.step < budget.steps) & (searching(carry) | (jnp.any(carry.hits < 2) if budget.network else False))
 
     blank = Trace(
         jnp.full((budget.steps, thoughts), jnp.nan), jnp.full(budget.steps, jnp.nan),
-        jnp.full((budget.steps, slots), jnp.nan), jnp.full((budget.steps, thoughts, 8), jnp.nan),
+        jnp.full((budget.steps, slots, slots), jnp.nan), jnp.full((budget.steps, thoughts, 8), jnp.nan),
     )  # fmt: skip
+    pool = Pool(
+        jnp.zeros((budget.keep, slots), jnp.int32).at[:, 0].set(1), jnp.zeros((budget.keep, slots), jnp.float32),
+        jnp.zeros((budget.keep, points.y.shape[1]), jnp.float32), jnp.full(budget.keep, jnp.inf), jnp.full(budget.keep, jnp.inf),
+    )  # fmt: skip
+    if start.shape[0]:
+        tokens = jnp.tile(start.astype(jnp.int32), (6, 1))
+        constants = FIRST_CONSTANT + jax.random.randint(k_start, tokens.shape, 0, len(CONSTANT_BINS))
+        tokens = jnp.where(is_constant(tokens), constants, tokens)
+        swept = execute(tokens, jnp.asarray(TOKEN_VALUE)[tokens], points)
+        pool = merge(pool, jax.tree.map(lambda a: a[most_promising(swept, 1, budget.keep, count)], swept), count)
     zero = jnp.zeros((), jnp.int32)
     carry = Carry(z, no_candidate(spread, slots), pool, jnp.zeros(thoughts, jnp.int32), zero, zero, key, blank)
-    carry = jax.lax.while_loop(searching, search_step, carry)
-    final = execute(jnp.broadcast_to(carry.pool.tokens[0], (thoughts, slots)), jnp.broadcast_to(carry.pool.values[0], (thoughts, slots)), points)
-    carry = carry._replace(candidate=final)
-    if budget.network:
-        carry = jax.lax.while_loop(settling, settle_step, carry)
+    carry = jax.lax.while_loop(going_on, step, carry)
     return Outcome(carry.pool, carry.z, carry.trace, carry.step, carry.found_at, jnp.all(carry.hits >= 2))

@@ -18,7 +18,7 @@ import sympy
 from flax import nnx
 
 from refinemath import checkpoint
-from refinemath.fit import Solution, description_length, levenberg_marquardt, linear_solution, polish, snap, solution_values
+from refinemath.fit import Solution, description_length, linear_solution, polish, snap, solution_values
 from refinemath.language import SLOTS, VARIABLES, Formula, FormulaError, decode, encode, parse, parse_prefix, split_terms
 from refinemath.model import Config, Model, Points
 from refinemath.search import POINTS, Budget, Outcome, think
@@ -164,35 +164,21 @@ def prepare(x: np.ndarray, y: np.ndarray) -> Prepared:
 # ---------------------------------------------------------------- the choice
 
 
-@functools.partial(jax.jit, static_argnames="steps")
-def _refit(tokens: Any, values: Any, x: Any, y: Any, mask: Any, *, steps: int) -> Any:
-    return levenberg_marquardt(tokens, values, x, y, mask, steps=steps)
-
-
-def fit_double(outcome: Outcome, prepared: Prepared, *, most: int = 24, starts: int = 3, seed: int = 0) -> list[Solution]:
-    """The best formulas of a search with constants fitted again in float64, from several starts, best description first."""
-    known = np.isfinite(np.asarray(outcome.pool.cost))
-    tokens, values = (np.asarray(a)[known][:most] for a in outcome.pool[:2])
-    tokens, values = (np.concatenate([a, np.repeat(a[:1], most - len(a), axis=0)]) for a in (tokens, values))
-    rng = np.random.default_rng(seed)
-    many = np.concatenate([values, *(values * np.exp(rng.normal(0, 0.5, values.shape)) for _ in range(starts - 1))]).astype(np.float64)
-    with jax.enable_x64(True) if hasattr(jax, "enable_x64") else _old_enable_x64():
-        p = prepared.points
-        fitted = _refit(jnp.asarray(np.tile(tokens, (starts, 1))), jnp.asarray(many), *(jnp.asarray(np.asarray(a, np.float64)) for a in (p.x, p.y)), jnp.asarray(np.asarray(p.mask)), steps=20)
-        numbers, fvu = np.asarray(fitted.values).reshape(starts, most, -1), np.asarray(fitted.fvu).reshape(starts, most)
-    best = np.argmin(np.where(np.isfinite(fvu), fvu, np.inf), axis=0)
+def fit_double(outcome: Outcome, prepared: Prepared, *, most: int = 16) -> list[Solution]:
+    """The best formulas of a search with all numbers fitted again in float64, best description first."""
     solutions = []
+    floor = np.inf
     for i in range(most):
-        solution = linear_solution(split_terms(decode(tokens[i], numbers[best[i], i])), prepared.u, prepared.y)
+        if not np.isfinite(outcome.pool.cost[i]):
+            break
+        formula = decode(np.asarray(outcome.pool.tokens[i]), np.asarray(outcome.pool.values[i], np.float64))
+        solution = polish(split_terms(formula), prepared.u, prepared.y)
         if solution is not None:
             solutions.append(solution)
+            if min(solution.fvu, floor) < EXACT and i >= 3:
+                break
+            floor = min(floor, solution.fvu)
     return sorted(solutions, key=lambda s: description_length(s, len(prepared.y)))
-
-
-def _old_enable_x64() -> Any:
-    from jax.experimental import enable_x64  # jax < 0.8
-
-    return enable_x64()
 
 
 def rescale(solution: Solution, prepared: Prepared) -> Solution | None:
@@ -370,6 +356,7 @@ class RefineMath:
         self.max_iters = max_iters
         self.weights = None if weights is None else Path(weights)
         self.sweep = sweep
+        self.prior: np.ndarray | None = None  # skeletons for the null model
         base = budget or Budget()
         self.budget = replace(base, steps=max_iters, search_steps=min(base.search_steps, max(1, max_iters // 2)))
 
@@ -408,7 +395,8 @@ class RefineMath:
         if np.ptp(target) <= 1e-14 * max(1e-300, float(np.max(np.abs(target)))):
             return _constant(x, target, began)
         prepared = prepare(x, target)
-        start = short_skeletons(config.slots) if self.sweep else np.zeros((0, config.slots), np.uint8)
+        start = jnp.asarray(short_skeletons(config.slots) if self.sweep else np.zeros((0, config.slots), np.uint8))
+        prior = jnp.asarray(np.zeros((1, config.slots), np.uint8) if self.prior is None else self.prior)
         front: dict[tuple[str, ...], Solution] = {}
         chosen: Solution | None = None
         n = len(target)
@@ -416,8 +404,8 @@ class RefineMath:
         kept: Outcome | None = None
         while True:
             key = jax.random.fold_in(jax.random.key(seed), attempt)
-            outcome = think(params, graph, prepared.points, key, jnp.float32(threshold), jnp.asarray(start), jnp.zeros((1, config.slots), jnp.uint8), budget=self.budget)
-            for solution in fit_double(outcome, prepared, seed=seed + attempt):
+            outcome = think(params, graph, prepared.points, key, jnp.float32(threshold), start, prior, budget=self.budget)
+            for solution in fit_double(outcome, prepared):
                 name = tuple(p for t in sorted(t.skeleton() for t in solution.terms) for p in (*t, ";"))
                 if name not in front or description_length(solution, n) < description_length(front[name], n):
                     front[name] = solution
@@ -428,7 +416,7 @@ class RefineMath:
             if better:
                 chosen, kept = now, outcome
             attempt += 1
-            if chosen is not None and chosen.fvu < EXACT or agreed >= 2 or time.perf_counter() - began > time_budget:
+            if chosen is not None and chosen.fvu < EXACT or agreed >= self.budget.patience or time.perf_counter() - began > time_budget:
                 break
         return _result(chosen, sorted(front.values(), key=lambda s: s.length), kept or outcome, prepared, began)
 

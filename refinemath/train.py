@@ -1,8 +1,9 @@
 """Training: denoising with execution feedback, deep supervision, Muon for the hidden matrices.  (Chapter 6)
 
 Every step draws new problems, gives half of the batch a corrupted candidate formula and a fresh thought, lets the other half go on from
-where the last step left it, runs two refiner steps with the model's own best sample executed in between, and asks after each for the truth.  Where the candidate did not change, the latent should not move either: its squared velocity is a small part of
-the loss, so that thoughts come to rest.
+where the last step left it, runs two refiner steps with the model's own best sample executed in between, and asks after each for the truth.
+Where the candidate did not change, the latent should not move either: its squared velocity is a small part of the loss, so that thoughts
+come to rest.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from jaxtyping import Float, Int
 from refinemath import checkpoint, grammar
 from refinemath.data import Bank, Examples, draw_examples, length_weights, make_bank
 from refinemath.heldout import training_exclusions
-from refinemath.language import ARITY, END, SLOTS, TOKEN_VALUE, VOCABULARY_SIZE, is_constant
+from refinemath.language import ARITY, END, TOKEN_VALUE, VARIABLES, VOCABULARY, VOCABULARY_SIZE
 from refinemath.model import Candidate, Config, Model, Points, choose, execute, no_candidate
 
 
@@ -68,7 +69,7 @@ class State(NamedTuple):
     step: Array
 
 
-_SAME_ARITY = [np.flatnonzero((ARITY == a) & (np.arange(VOCABULARY_SIZE) != END) & (np.arange(VOCABULARY_SIZE) != 2) & (np.arange(VOCABULARY_SIZE) != 3)) for a in range(3)]
+_SAME_ARITY = [np.array([t for t in range(VOCABULARY_SIZE) if ARITY[t] == a and VOCABULARY[t] not in ("END", *VARIABLES[1:])]) for a in range(3)]
 
 
 def corrupt(key: Array, tokens: Int[Array, "batch slots"]) -> Int[Array, "batch slots"]:
@@ -199,7 +200,7 @@ def make_trainer(config: Config, recipe: Recipe, bank: Bank, probes: Array | Non
     optimizer = make_optimizer(recipe, template)
     weights = length_weights(bank)
     root = jax.random.key(recipe.seed)
-    mesh = jax.make_mesh((jax.device_count(),), ("data",))
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
@@ -232,7 +233,9 @@ def make_trainer(config: Config, recipe: Recipe, bank: Bank, probes: Array | Non
     return Trainer(config, recipe, step, lambda: place(jax.jit(init)()))
 
 
-def train(config: Config, recipe: Recipe, folder: Path, *, save_seconds: float = 300.0, bank: Bank | None = None, show: bool = True, stop_after: int | None = None) -> State:
+def train(
+    config: Config, recipe: Recipe, folder: Path, *, save_seconds: float = 300.0, bank: Bank | None = None, show: bool = True, stop_after: int | None = None
+) -> State:
     """Run a recipe in `folder`, resuming its checkpoint if there is one; writes `log.jsonl`, `checkpoint.npz` and at the end `weights.npz`.
 
     A resumed run gives the same weights, bit for bit, as one that was never interrupted.  `stop_after` ends early after that many steps.
@@ -282,7 +285,7 @@ def train(config: Config, recipe: Recipe, folder: Path, *, save_seconds: float =
                 checkpoint.save(path, state, {**record, "step": step + 1})
                 saved = time.monotonic()
     if lead and last == recipe.steps:
-        checkpoint.save(folder / "weights.npz", state.ema, {"config": asdict(config), "recipe": asdict(recipe), "examples": recipe.steps * recipe.batch}, dtype=np.float16)
+        checkpoint.save(folder / "weights.npz", state.ema, {**record, "examples": recipe.steps * recipe.batch}, dtype=np.float16)
     return state
 
 

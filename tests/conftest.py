@@ -1,0 +1,58 @@
+"""What several test files share: a tiny model, a small bank, one solver with a small budget, and JAX at its strictest."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from refinemath import Budget, RefineMath
+from refinemath.data import Bank, make_bank
+from refinemath.heldout import training_exclusions
+from refinemath.model import Config, Model
+
+CONFIG = Config(latent_dim=64, width=16, heads=2, seeds=4, encoder_blocks=1, refiner_blocks=1)
+BUDGET = Budget(thoughts=4, samples=16, edits=64, fits=2, fit_steps=2, keep=32, search_steps=2, patience=1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where compiled programs are kept during this run, so that workers and child processes share them."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return folder
+
+
+@pytest.fixture
+def strict() -> Iterator[None]:
+    """No silent change of dtype or rank inside our own functions."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def exclusions() -> tuple[np.ndarray, jax.Array]:
+    return training_exclusions()
+
+
+@pytest.fixture(scope="session")
+def bank(exclusions: tuple[np.ndarray, jax.Array]) -> Bank:
+    return make_bank(60, seed=1, chunk=1024, patience=2, excluded=exclusions[0])
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Model:
+    return Model(CONFIG, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="session")
+def solver() -> RefineMath:
+    """The shipped weights with a budget so small that a search takes a second."""
+    return RefineMath(latent_dim=512, max_iters=4, budget=BUDGET)

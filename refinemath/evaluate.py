@@ -44,7 +44,7 @@ class Problem:
 
 def suite_problems(path: Path, seed: int = 0) -> list[Problem]:
     """The one-variable formulas of `suites.csv`, sampled as the file says."""
-    problems = []
+    problems: list[Problem] = []
     for row in csv.DictReader(path.open(encoding="utf-8")):
         if row["n_vars"] != "1":
             continue
@@ -136,7 +136,10 @@ def is_instance(found: Formula, form: str, problem: Problem) -> bool:
         return False
     rng = np.random.default_rng(0)
     for _ in range(60):
-        sizes = {name: float(np.exp(rng.uniform(-1, 1)) * (1 if rng.random() < 0.8 else -1) * (1 if rng.random() < 0.5 else 10.0 ** rng.uniform(-3, 4))) for name in "abcd"}
+        sizes = {
+            name: float(np.exp(rng.uniform(-1, 1)) * (1 if rng.random() < 0.8 else -1) * (1 if rng.random() < 0.5 else 10.0 ** rng.uniform(-3, 4)))
+            for name in "abcd"
+        }
         try:
             start = parse(re.sub(r"\b([a-d])\b", lambda m, s=sizes: f"({s[m.group(1)]!r})", form))  # type: ignore[misc]
         except FormulaError:
@@ -154,7 +157,9 @@ def null_model(model: RefineMath, seed: int = 99, per_length: int = 60_000) -> R
     return null
 
 
-def run(model: RefineMath, problems: Iterable[Problem], *, threshold: float = 1e-5, time_budget: float = 8.0, seed: int = 0, show: bool = True) -> list[dict[str, Any]]:
+def run(
+    model: RefineMath, problems: Iterable[Problem], *, threshold: float = 1e-5, time_budget: float = 8.0, seed: int = 0, show: bool = True
+) -> list[dict[str, Any]]:
     """Solve every problem; one record each."""
     records = []
     for problem in problems:
@@ -165,7 +170,8 @@ def run(model: RefineMath, problems: Iterable[Problem], *, threshold: float = 1e
         }  # fmt: skip
         records.append(record)
         if show:
-            print(f"{'+' if record['recovered'] else '-'} {problem.name:16s} {record['seconds']:6.2f} s  {record['iterations']:3d} it  FVU {result.fvu:8.1e}  {record['formula'][:90]}", flush=True)
+            mark = "+" if record["recovered"] else "-"
+            print(f"{mark} {problem.name:16s} {result.seconds:6.2f} s {result.iterations:3d} it  FVU {result.fvu:8.1e}  {str(result.sympy())[:90]}", flush=True)
     return records
 
 
@@ -198,7 +204,9 @@ def environment(command: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def evaluate(model: RefineMath, data: Path, *, parts: list[str], systems: list[str], time_budget: float, every: int, out: Path | None, command: str) -> dict[str, Any]:
+def evaluate(
+    model: RefineMath, data: Path, *, parts: list[str], systems: list[str], time_budget: float, every: int, out: Path | None, command: str
+) -> dict[str, Any]:
     """Run the chosen parts for the chosen systems and write one JSON file."""
     sets = {
         "suites": lambda: suite_problems(data / "suites.csv"),

@@ -137,9 +137,7 @@ def evaluate_nodes(
     return registers[:slots]
 
 
-def evaluate(
-    tokens: Int[Array, "batch slots"], values: Float[Array, "batch slots"], x: Float[Array, "batch variables points"]
-) -> Float[Array, "batch points"]:
+def evaluate(tokens: Int[Array, "batch slots"], values: Float[Array, "batch slots"], x: Float[Array, "batch variables points"]) -> Float[Array, "batch points"]:
     """The value of every formula at every point; NaN where it is undefined over the reals.  Chapter 1."""
     return evaluate_nodes(tokens, values, x)[0]
 

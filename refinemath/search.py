@@ -51,15 +51,15 @@ class Pool(NamedTuple):
     tokens: Int[Array, "keep slots"]
     values: Float[Array, "keep slots"]
     fitted: Float[Array, "keep points"]
-    fvu: Float[Array, "keep"]
-    cost: Float[Array, "keep"]
+    fvu: Float[Array, " keep"]
+    cost: Float[Array, " keep"]
 
 
 class Trace(NamedTuple):
     """What happened at each step; rows after the last step are NaN."""
 
     velocity: Float[Array, "steps thoughts"]
-    fvu: Float[Array, "steps"]
+    fvu: Float[Array, " steps"]
     gram: Float[Array, "steps slots slots"]  # Z Z^T of the first thought: its eigenvalues are the squared singular values
     latent: Float[Array, "steps thoughts sketch"]  # a fixed random projection of every thought
 
@@ -75,7 +75,7 @@ class Outcome(NamedTuple):
     converged: Array  # did the leading thought's velocity stay under the threshold
 
 
-def skeleton_hash(tokens: Int[Array, "batch slots"]) -> Int[Array, "batch"]:
+def skeleton_hash(tokens: Int[Array, "batch slots"]) -> Int[Array, " batch"]:
     """One number for formulas that differ in their constants alone."""
     plain = jnp.where(is_constant(tokens), FIRST_CONSTANT, tokens).astype(jnp.uint32)
     h = jnp.zeros(tokens.shape[0], jnp.uint32)
@@ -84,7 +84,7 @@ def skeleton_hash(tokens: Int[Array, "batch slots"]) -> Int[Array, "batch"]:
     return (h >> 1).astype(jnp.int32)
 
 
-def cost_of(tokens: Int[Array, "batch slots"], fvu: Float[Array, "batch"], points: Array) -> Float[Array, "batch"]:
+def cost_of(tokens: Int[Array, "batch slots"], fvu: Float[Array, " batch"], points: Array) -> Float[Array, " batch"]:
     """Description length in nats, see `fit.description_length`; infinite where the formula is undefined."""
     length = jnp.sum(tokens != END, axis=1)
     numbers = jnp.sum(is_constant(tokens), axis=1)
@@ -95,15 +95,17 @@ def cost_of(tokens: Int[Array, "batch slots"], fvu: Float[Array, "batch"], point
 def merge(pool: Pool, new: Candidate, points: Array) -> Pool:
     """The pool with new formulas put in: the best of each skeleton, the `keep` best of these."""
     keep = pool.fvu.shape[0]
-    everything = Pool(*(jnp.concatenate(pair) for pair in zip(pool, (*new, cost_of(new.tokens, new.fvu, points)), strict=True)))
+    everything = jax.tree.map(
+        lambda a, b: jnp.concatenate([a, b]), pool, Pool(new.tokens, new.values, new.fitted, new.fvu, cost_of(new.tokens, new.fvu, points))
+    )
     name = skeleton_hash(everything.tokens)
     order = jnp.lexsort((everything.cost, name))
     repeated = jnp.concatenate([jnp.zeros(1, bool), name[order][1:] == name[order][:-1]])
     cost, best = jax.lax.top_k(-jnp.where(repeated, jnp.inf, everything.cost[order]), keep)
-    return Pool(*(a[order[best]] for a in everything[:-1]), -cost)
+    return jax.tree.map(lambda a: a[order[best]], everything)._replace(cost=-cost)
 
 
-def most_promising(candidates: Candidate, groups: int, most: int, points: Array) -> Int[Array, "chosen"]:
+def most_promising(candidates: Candidate, groups: int, most: int, points: Array) -> Int[Array, " chosen"]:
     """Indices of the `most` best formulas with different skeletons in each of `groups` equal groups."""
     cost = cost_of(candidates.tokens, candidates.fvu, points).reshape(groups, -1)
     name = skeleton_hash(candidates.tokens).reshape(groups, -1)
@@ -181,7 +183,7 @@ class Carry(NamedTuple):
     z: Float[Array, "thoughts slots dim"]
     candidate: Candidate
     pool: Pool
-    hits: Int[Array, "thoughts"]
+    hits: Int[Array, " thoughts"]
     step: Array
     found_at: Array
     key: Array
@@ -189,7 +191,17 @@ class Carry(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "budget"))
-def think(params: Any, graph: Any, points: Points, key: Array, threshold: Array, start: Int[Array, "start slots"], prior: Int[Array, "formulas slots"], *, budget: Budget) -> Outcome:
+def think(
+    params: Any,
+    graph: Any,
+    points: Points,
+    key: Array,
+    threshold: Array,
+    start: Int[Array, "start slots"],
+    prior: Int[Array, "formulas slots"],
+    *,
+    budget: Budget,
+) -> Outcome:
     """Search with K thoughts at once.
 
     `points` is one scatter plot (batch size 1, at most 64 points, sorted by x where there is one variable).  `start` are skeletons that are
@@ -206,7 +218,8 @@ def think(params: Any, graph: Any, points: Points, key: Array, threshold: Array,
 
     if budget.network:
         one = model.encoder(points)
-        encoded = Encoded(*(jnp.broadcast_to(a, (thoughts, *a.shape[1:])) for a in (one.each, one.summary)), spread)
+        each, summary = (jnp.broadcast_to(a, (thoughts, *a.shape[1:])) for a in (one.each, one.summary))
+        encoded = Encoded(each, summary, spread)
     z = model.refiner.start(budget.noise * jax.random.normal(k_noise, (thoughts, slots, dim)))
 
     def draw(key: Array, z: Array) -> Array:

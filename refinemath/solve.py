@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import math
 import time
@@ -18,7 +19,7 @@ import sympy
 from flax import nnx
 
 from refinemath import checkpoint
-from refinemath.fit import Solution, description_length, linear_solution, polish, snap, solution_values
+from refinemath.fit import Solution, description_length, linear_solution, polish, snap
 from refinemath.language import SLOTS, VARIABLES, Formula, FormulaError, decode, encode, parse, parse_prefix, split_terms
 from refinemath.model import Config, Model, Points
 from refinemath.search import POINTS, Budget, Outcome, think
@@ -81,12 +82,10 @@ def _read_file(path: Path) -> Any:
         if suffix == ".npy":
             return np.load(path, allow_pickle=False)
         if suffix in (".csv", ".txt", ".tsv", ".dat"):
-            import csv
-
             text = path.read_text(encoding="utf-8-sig")
-            sample = next((line for line in text.splitlines() if line.strip() and not line.startswith("#")), "")
-            delimiter = next((d for d in (",", ";", "\t") if d in sample), None)
-            rows = [r for r in (csv.reader([line], delimiter=delimiter).__next__() if delimiter else line.split() for line in text.splitlines() if line.strip() and not line.startswith("#"))]
+            lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+            delimiter = next((d for d in (",", ";", "\t") if lines and d in lines[0]), None)
+            rows = list(csv.reader(lines, delimiter=delimiter)) if delimiter else [line.split() for line in lines]
             if rows and any(not _is_number(cell) for cell in rows[0]):
                 rows = rows[1:]
             if not rows:
@@ -200,7 +199,9 @@ def rescale(solution: Solution, prepared: Prepared) -> Solution | None:
     direct = linear_solution(terms, prepared.x, prepared.y) if terms else None
     if direct is not None and direct.fvu <= 4 * solution.fvu + 1e-18:
         return polish(direct.terms, prepared.x, prepared.y)
-    scaled = [Formula(tuple(q for p in t.parts for q in (("mul", 1 / prepared.scale[VARIABLES.index(p)], p) if p in VARIABLES else (p,)))) for t in solution.terms]  # type: ignore[arg-type]
+    scaled = [
+        Formula(tuple(q for p in t.parts for q in (("mul", 1 / prepared.scale[VARIABLES.index(p)], p) if p in VARIABLES else (p,)))) for t in solution.terms
+    ]  # type: ignore[arg-type]
     return linear_solution(scaled, prepared.x, prepared.y)
 
 
@@ -391,7 +392,10 @@ class RefineMath:
         x, target = read_points(data, y)
         params, graph, config = self._parameters()
         if x.shape[1] != config.variables:
-            raise DataError(f"the data have {x.shape[1]} variables; these weights handle {config.variables}. Train others with `python -m refinemath train --variables {x.shape[1]}`")
+            raise DataError(
+                f"the data have {x.shape[1]} variables; these weights handle {config.variables}. "
+                f"Train others with `python -m refinemath train --variables {x.shape[1]}`"
+            )
         if np.ptp(target) <= 1e-14 * max(1e-300, float(np.max(np.abs(target)))):
             return _constant(x, target, began)
         prepared = prepare(x, target)
@@ -416,7 +420,7 @@ class RefineMath:
             if better:
                 chosen, kept = now, outcome
             attempt += 1
-            if chosen is not None and chosen.fvu < EXACT or agreed >= self.budget.patience or time.perf_counter() - began > time_budget:
+            if (chosen is not None and chosen.fvu < EXACT) or agreed >= self.budget.patience or time.perf_counter() - began > time_budget:
                 break
         return _result(chosen, sorted(front.values(), key=lambda s: s.length), kept or outcome, prepared, began)
 
@@ -445,4 +449,6 @@ def _result(chosen: Solution | None, front: list[Solution], outcome: Outcome, pr
 def _constant(x: np.ndarray, y: np.ndarray, began: float) -> Result:
     value = float(np.mean(y))
     formula = Formula((value,))
-    return Result(latex_of(formula), 0, formula, 0.0, True, True, True, (Attempt(1, 0.0, str(tidy(formula))),), np.zeros((0, 1)), None, x, y, time.perf_counter() - began)
+    return Result(
+        latex_of(formula), 0, formula, 0.0, True, True, True, (Attempt(1, 0.0, str(tidy(formula))),), np.zeros((0, 1)), None, x, y, time.perf_counter() - began
+    )

@@ -28,7 +28,33 @@ Y = X[:, 0] ** 2 + X[:, 0]
 
 # Every check of this list brings data of two or more columns, and the shipped weights read one.  The same checks run, and pass, below, where
 # the model looks at the first column alone.
-MORE_THAN_ONE_VARIABLE = ["check_fit_score_takes_y", "check_estimators_overwrite_params", "check_dont_overwrite_parameters", "check_estimators_fit_returns_self", "check_readonly_memmap_input", "check_n_features_in_after_fitting", "check_positive_only_tag_during_fit", "check_estimators_dtypes", "check_dtype_object", "check_pipeline_consistency", "check_estimators_nan_inf", "check_estimators_pickle", "check_f_contiguous_array_estimator", "check_regressors_train", "check_regressor_data_not_an_array", "check_regressors_no_decision_function", "check_supervised_y_2d", "check_regressors_int", "check_methods_sample_order_invariance", "check_methods_subset_invariance", "check_dict_unchanged", "check_fit_idempotent", "check_fit_check_is_fitted", "check_n_features_in", "check_fit2d_predict1d"]
+MORE_THAN_ONE_VARIABLE = [
+    "check_fit_score_takes_y",
+    "check_estimators_overwrite_params",
+    "check_dont_overwrite_parameters",
+    "check_estimators_fit_returns_self",
+    "check_readonly_memmap_input",
+    "check_n_features_in_after_fitting",
+    "check_positive_only_tag_during_fit",
+    "check_estimators_dtypes",
+    "check_dtype_object",
+    "check_pipeline_consistency",
+    "check_estimators_nan_inf",
+    "check_estimators_pickle",
+    "check_f_contiguous_array_estimator",
+    "check_regressors_train",
+    "check_regressor_data_not_an_array",
+    "check_regressors_no_decision_function",
+    "check_supervised_y_2d",
+    "check_regressors_int",
+    "check_methods_sample_order_invariance",
+    "check_methods_subset_invariance",
+    "check_dict_unchanged",
+    "check_fit_idempotent",
+    "check_fit_check_is_fitted",
+    "check_n_features_in",
+    "check_fit2d_predict1d",
+]
 # On the first column alone, one check cannot pass: it asks for R^2 > 0.5 on data in which that column says little.
 ON_FIRST_COLUMN = {"check_regressors_train": "asks for a good fit on ten columns, nine of which the model does not see"}
 

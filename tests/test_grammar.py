@@ -59,8 +59,8 @@ def test_best_is_brute_force(slots: int) -> None:
     rows = every_formula(slots, list(range(1, VOCABULARY_SIZE)))
     logits = np.random.default_rng(slots).normal(size=(20, slots, VOCABULARY_SIZE)).astype(np.float32)
     found = np.asarray(grammar.best(jnp.asarray(logits)))
-    for l, f in zip(logits, found, strict=True):
-        np.testing.assert_array_equal(f, rows[np.argmax(score(l, rows))])
+    for row, f in zip(logits, found, strict=True):
+        np.testing.assert_array_equal(f, rows[np.argmax(score(row, rows))])
 
 
 def test_the_backward_pass_counts_all_formulas() -> None:

@@ -188,9 +188,9 @@ def test_nearest_constant_finds_every_bin() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "cannot read"), ("x +", "cannot read"), ("sin", "unknown name"), ("w", "unknown name"), ("sin(x, x)", "cannot use"), ("tan(x)", "unknown function"),
-        ("x // 2", "operator FloorDiv"), ("'x'", "cannot use"), ("True", "expected a number"), ("1/0", "not a finite number"), ("(-8)**0.5", "not a real number"),
-        ("x if x else 1", "cannot use"), ("__import__('os')", "unknown function"), ("x.real", "cannot use"), ("[x]", "cannot use"), ("1e999", "finite"),
+        ("", "cannot read"), ("x +", "cannot read"), ("sin", "unknown name"), ("w", "unknown name"), ("sin(x, x)", "cannot use"), 
+        ("tan(x)", "unknown function"), ("x // 2", "operator FloorDiv"), ("'x'", "cannot use"), ("True", "expected a number"), ("1/0", "not a finite number"), 
+        ("(-8)**0.5", "not a real number"), ("x if x else 1", "cannot use"), ("__import__('os')", "unknown function"), ("x.real", "cannot use"), ("[x]", "cannot use"), ("1e999", "finite"),
         ("1" + "0" * 400, "finite"), ("1e300*1e300", "finite"), ("\0", "cannot read"), ("(" * 300 + "x" + ")" * 300, "cannot read"),
     ],
 )  # fmt: skip
@@ -199,7 +199,10 @@ def test_a_text_that_is_no_formula_says_why(text: str, says: str) -> None:
         parse(text)
 
 
-@pytest.mark.parametrize(("text", "says"), [("add x1", "lacks 1"), ("x1 x1", "is complete"), ("foo x1", "unknown word"), ("", "lacks 1"), ("nan", "finite"), ("add x1 inf", "finite")])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("add x1", "lacks 1"), ("x1 x1", "is complete"), ("foo x1", "unknown word"), ("", "lacks 1"), ("nan", "finite"), ("add x1 inf", "finite")],
+)
 def test_a_prefix_text_that_is_no_formula_says_why(text: str, says: str) -> None:
     with pytest.raises(FormulaError, match=says):
         parse_prefix(text)

@@ -1,0 +1,1 @@
+"""Experiments: one small script for each question, all on one harness.  Commands and records: results/README.md."""

@@ -1,0 +1,162 @@
+"""What every experiment shares: arguments, the record it writes, the bank of formulas, clocks and intervals."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from refinemath import RefineMath, Result
+from refinemath.data import Bank, make_bank
+from refinemath.evaluate import Problem, environment, recovered
+from refinemath.heldout import training_exclusions
+from refinemath.model import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT / "data"
+RESULTS = ROOT / "results"
+TINY = Config(latent_dim=64, width=16, heads=2, seeds=4, encoder_blocks=1, refiner_blocks=1)  # the model of the quick modes
+
+
+# ---------------------------------------------------------------- arguments and records
+
+
+def arguments(doc: str | None) -> argparse.ArgumentParser:
+    """A parser with what every experiment understands."""
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n", 1)[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, well under a minute; tests the program, measures nothing")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="record to write (default results/NAME.json; nothing is written with --quick)")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs", help="folder for runs that can be resumed")
+    return parser
+
+
+def write(name: str, options: argparse.Namespace, report: dict[str, Any], began: float) -> dict[str, Any]:
+    """Add command, commit, versions, hardware, options and time to a report, and write it as JSON."""
+    typed = shlex.join(sys.argv[1:]) if Path(sys.argv[0]).stem == name else "--quick" if options.quick else ""
+    command = f"python -m experiments.{name} {typed}".strip()
+    settings = {k: v for k, v in vars(options).items() if k not in ("out", "work", "only", "core")}
+    record = {**environment(command), "cores": os.cpu_count(), "options": settings, "seconds": round(time.perf_counter() - began, 1), **report}
+    path = options.out or (None if options.quick else RESULTS / f"{name}.json")
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(rounded(record), indent=1) + "\n", encoding="utf-8")
+        print(f"written: {path.name}")
+    return record
+
+
+def rounded(value: Any, digits: int = 5) -> Any:
+    """The same record with every float to `digits` significant digits; NaN and infinity become None and text, which JSON knows."""
+    if isinstance(value, dict):
+        return {str(k): rounded(v, digits) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(v, digits) for v in value]
+    if isinstance(value, np.ndarray | jax.Array):
+        return rounded(np.asarray(value).tolist(), digits)
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, float | np.floating):
+        number = float(value)
+        return (None if np.isnan(number) else str(number)) if not np.isfinite(number) else float(f"{number:.{digits}g}")
+    return int(value) if isinstance(value, np.integer) else value
+
+
+# ---------------------------------------------------------------- intervals
+
+
+def interval(values: Any, statistic: Callable[..., Any] = np.mean, *, seed: int = 0, count: int = 2000) -> dict[str, float]:
+    """A statistic of paired columns with its 95 % bootstrap interval.
+
+    `values` is one sequence or several of equal length (a tuple); rows are drawn together, so that pairs stay pairs.  Percentile method (Efron 1979).
+    """
+    columns = [np.asarray(v, float) for v in (values if isinstance(values, tuple) else (values,))]
+    n = len(columns[0])
+    if n == 0:
+        return {"value": float("nan"), "low": float("nan"), "high": float("nan"), "n": 0}
+    rows = np.random.default_rng(seed).integers(n, size=(count, n))
+    drawn = np.array([statistic(*(c[r] for c in columns)) for r in rows], float)
+    drawn = drawn[np.isfinite(drawn)]
+    low, high = np.quantile(drawn, (0.025, 0.975)) if len(drawn) else (float("nan"), float("nan"))
+    return {"value": float(statistic(*columns)), "low": float(low), "high": float(high), "n": n}
+
+
+def difference(a: Sequence[float], b: Sequence[float], *, seed: int = 0) -> dict[str, float]:
+    """Mean of a - b over pairs, with its interval."""
+    return interval((a, b), lambda u, v: float(np.mean(u - v)), seed=seed)
+
+
+# ---------------------------------------------------------------- clocks and memory
+
+
+def clock(call: Callable[[], Any], *, repeats: int = 5) -> float:
+    """Median seconds of a call that has been compiled already."""
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - began)
+    return float(np.median(seconds))
+
+
+def matmul_peak(size: int = 1024, *, repeats: int = 7) -> float:
+    """Floating point operations a second of a large float32 matrix product, the most this machine gives.  The best of `repeats`."""
+    a = jax.random.normal(jax.random.key(0), (size, size))
+    product = jax.jit(lambda u: u @ u)
+    jax.block_until_ready(product(a))
+    return 2 * size**3 / min(clock(lambda: product(a), repeats=1) for _ in range(repeats))
+
+
+def one_core(core: int) -> None:
+    """Bind this process to one core, before JAX starts its threads.  Where the system cannot, the environment of `quiet` still does most of it."""
+    if hasattr(os, "sched_setaffinity"):
+        available = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {available[core % len(available)]})
+
+
+def quiet() -> dict[str, str]:
+    """The environment of a child process that is to use one thread."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+
+
+def keep_compiled(folder: Path) -> None:
+    """Keep compiled programs in a folder, so that a resumed run need not compile them again."""
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+# ---------------------------------------------------------------- formulas and answers
+
+
+def training_bank(folder: Path, per_length: int, seed: int = 0) -> Bank:
+    """The training formulas, without anything held out; made once and kept in the folder."""
+    path = folder / f"bank-{per_length}-{seed}.npz"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        words, _ = training_exclusions()
+        small = {"chunk": 1024, "patience": 2} if per_length <= 100 else {}
+        bank = make_bank(per_length, seed=seed, excluded=words, **small)
+        part = path.with_suffix(f".{os.getpid()}.npz")
+        np.savez(part, tokens=bank.tokens, start=bank.start)
+        part.replace(path)
+    with np.load(path, allow_pickle=False) as file:
+        return Bank(jnp.asarray(file["tokens"]), jnp.asarray(file["start"]))
+
+
+def answers(
+    model: RefineMath, problems: Sequence[Problem], *, threshold: float = 1e-5, time_budget: float = 8.0, seed: int = 0
+) -> Iterator[tuple[Problem, Result, bool]]:
+    """Each problem, the answer and whether it is right by the strict rule; everything is compiled before the first."""
+    model.solve(problems[0].x, problems[0].y, time_budget=0.01)
+    for problem in problems:
+        result = model.solve(problem.x, problem.y, threshold=threshold, time_budget=time_budget, seed=seed)
+        yield problem, result, recovered(problem, result)

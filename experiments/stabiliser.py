@@ -1,0 +1,207 @@
+"""Which stabiliser to train with: RMSNorm, soft, convergent or Muon's Newton-Schulz, at equal training time.
+
+Every stabiliser gets the same seconds of one core: a calibration measures the cost of a step of each, in turns, and the number of steps follows, so that each
+learning-rate schedule runs to its end.  Then the averaged weights answer a slice of the held-out formulas with the loop alone: no sweep over short
+formulas, no edits, one search a problem, the same seeds.  Runs are single-threaded, one to a core; a run whose record exists is skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import harness
+from refinemath import Budget, RefineMath
+from refinemath.evaluate import environment, heldout_problems
+from refinemath.heldout import training_exclusions
+from refinemath.model import STABILISERS, Config
+from refinemath.train import Recipe, make_trainer, train
+
+LOOP = replace(Budget(), edits=0, patience=0)  # what the network finds, with as little help as possible
+QUICK_LOOP = Budget(thoughts=2, samples=8, edits=0, fits=1, fit_steps=1, keep=8, search_steps=2, patience=0)
+
+
+def model_config(options: argparse.Namespace, kind: str) -> Config:
+    """The model of a run."""
+    return replace(harness.TINY, stabiliser=kind) if options.quick else Config(latent_dim=options.latent_dim, width=options.width, stabiliser=kind)
+
+
+def model_recipe(options: argparse.Namespace, seed: int, steps: int) -> Recipe:
+    """The training of a run."""
+    return Recipe(steps=steps, batch=options.batch, warmup=max(1, min(200, steps // 10)), seed=seed)
+
+
+def calibrate(options: argparse.Namespace, rounds: int = 8) -> dict[str, Any]:
+    """CPU seconds of a training step for each stabiliser, taken in turns: the median over rounds of two steps."""
+    bank = harness.training_bank(options.work, options.bank)
+    _, probes = training_exclusions()
+    trainers, states = {}, {}
+    for kind in options.kinds:
+        trainers[kind] = make_trainer(model_config(options, kind), model_recipe(options, 0, 1000), bank, probes)
+        states[kind], _ = trainers[kind].step(trainers[kind].init())
+    seconds: dict[str, list[float]] = {kind: [] for kind in options.kinds}
+    for _ in range(rounds):
+        for kind in options.kinds:
+            began = time.process_time()
+            for _ in range(2):
+                states[kind], metrics = trainers[kind].step(states[kind])
+            jax.block_until_ready(metrics)
+            seconds[kind].append((time.process_time() - began) / 2)
+    return {kind: float(np.median(s)) for kind, s in seconds.items()}
+
+
+def one_run(options: argparse.Namespace, kind: str, seed: int, steps: int) -> dict[str, Any]:
+    """Train one model and let it answer; the record of the run."""
+    folder = options.work / f"{kind}-{seed}"
+    config, recipe = model_config(options, kind), model_recipe(options, seed, steps)
+    wall, cpu = time.perf_counter(), time.process_time()
+    train(config, recipe, folder, bank=harness.training_bank(options.work, options.bank), show=False, save_seconds=120)
+    trained = {"steps": steps, "wall_seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    model = RefineMath(config.latent_dim, options.iterations, weights=folder / "weights.npz", budget=QUICK_LOOP if options.quick else LOOP, sweep=False)
+    problems = heldout_problems(harness.DATA / "heldout.csv", every=options.every)
+    names, right, fvu, iterations, converged, velocity = [], [], [], [], [], []
+    for problem, result, good in harness.answers(model, problems, seed=seed):
+        names.append(problem.name)
+        right.append(good)
+        fvu.append(result.fvu)
+        iterations.append(result.iterations)
+        converged.append(result.converged)
+        curve = np.full(options.iterations, np.nan)
+        curve[: len(result.velocity)] = np.median(result.velocity, axis=1)
+        velocity.append(curve)
+    curves = np.array(velocity)
+    running = [c[np.isfinite(c)] for c in curves.T]
+    return {
+        "stabiliser": kind, "seed": seed, "commit": environment("")["commit"], **trained, "examples": steps * options.batch, "loss": [[e["step"], e["loss"], e["from_nothing"]] for e in log],
+        "problems": names, "recovered": right, "fvu": fvu, "iterations": iterations, "converged": converged,
+        "velocity": [float(np.median(c)) if len(c) else None for c in running], "still_running": [len(c) for c in running],
+    }  # fmt: skip
+
+
+def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a stabiliser; the difference to RMSNorm is paired by seed and problem."""
+
+    def share(kind: str) -> np.ndarray:
+        return np.mean([r["recovered"] for r in runs if r["stabiliser"] == kind], axis=0)
+
+    kinds = [k for k in STABILISERS if any(r["stabiliser"] == k for r in runs)]
+    rows = []
+    for kind in kinds:
+        mine = [r for r in runs if r["stabiliser"] == kind]
+        last = [float(np.mean([e[1] for e in r["loss"][-4:]])) for r in mine]
+        rows.append({
+            "stabiliser": kind, "seeds": len(mine), "steps": mine[0]["steps"], "recovered": harness.interval(share(kind)),
+            "recovered_by_seed": [float(np.mean(r["recovered"])) for r in mine],
+            "over_rms": harness.difference(share(kind), share("rms")) if "rms" in kinds else None,
+            "final_loss": float(np.mean(last)), "final_loss_by_seed": last,
+            "converged": harness.interval(np.mean([r["converged"] for r in mine], axis=0)),
+            "iterations_median": float(np.median([r["iterations"] for r in mine])),
+            "last_velocity": [next((v for v in reversed(r["velocity"]) if v is not None), None) for r in mine],
+        })  # fmt: skip
+    return rows
+
+
+def child(options: argparse.Namespace, what: str, core: int = 0) -> None:
+    """Do one piece of work in a process of its own: `calibrate`, or a run such as `polar:2:1500` (kind, seed, steps)."""
+    command = [sys.executable, "-m", "experiments.stabiliser", "--only", what, "--core", str(core), "--work", str(options.work), "--kinds", *options.kinds]
+    for name in ("width", "latent_dim", "batch", "bank", "every", "iterations"):
+        command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    subprocess.run(command + (["--quick"] if options.quick else []), check=True, env=harness.quiet(), cwd=harness.ROOT)
+
+
+def only(options: argparse.Namespace) -> None:
+    """The work of a child; its result is a JSON file in the folder of the runs."""
+    kind, *rest = options.only.split(":")
+    record = calibrate(options) if kind == "calibrate" else one_run(options, kind, *map(int, rest))
+    path = options.work / (f"{kind}-{rest[0]}.json" if rest else "calibrate.json")
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(harness.rounded(record), indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The options, with the sizes of the quick mode put in."""
+    parser = harness.arguments(__doc__)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--latent-dim", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--seconds", type=float, default=900.0, help="training time of a run, in seconds of one core")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--kinds", nargs="+", default=list(STABILISERS), choices=STABILISERS)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each; 0: one after the other in this process")
+    parser.add_argument("--bank", type=int, default=20_000, help="formulas of each length to train on")
+    parser.add_argument("--every", type=int, default=4, help="answer each N-th held-out formula")
+    parser.add_argument("--iterations", type=int, default=32)
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    parser.add_argument("--core", type=int, default=0, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    options.work = options.work.resolve()
+    if options.quick:
+        options.batch, options.bank, options.seeds, options.every, options.iterations, options.kinds = 8, 40, 1, 100, 4, ["polar"]
+    return options
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
+    """Run what is missing, then write the table."""
+    options = parse(arguments)
+    if options.only:
+        harness.one_core(options.core)
+        harness.keep_compiled(options.work / "compiled")
+        only(options)
+        return None
+    began = time.perf_counter()
+    options.work = options.work / ("stabiliser-quick" if options.quick else "stabiliser")
+    options.work.mkdir(parents=True, exist_ok=True)
+    harness.training_bank(options.work, options.bank)
+    if options.quick:
+        cost = dict.fromkeys(options.kinds, options.seconds / 4)
+    else:
+        if not (options.work / "calibrate.json").exists():
+            child(options, "calibrate")
+        cost = json.loads((options.work / "calibrate.json").read_text(encoding="utf-8"))
+    wanted = [(kind, seed, max(4, round(options.seconds / cost[kind]))) for seed in range(options.seeds) for kind in options.kinds]
+    missing = [w for w in wanted if not (options.work / f"{w[0]}-{w[1]}.json").exists()]
+    if options.jobs == 0:
+        for kind, seed, steps in missing:
+            options.only = f"{kind}:{seed}:{steps}"
+            only(options)
+    else:
+        cores: queue.Queue[int] = queue.Queue()
+        for core in range(options.jobs):
+            cores.put(core)
+
+        def work(run: tuple[str, int, int]) -> None:
+            core = cores.get()
+            try:
+                child(options, ":".join(map(str, run)), core)
+                print(f"done: {run[0]}, seed {run[1]}, {run[2]} steps", flush=True)
+            finally:
+                cores.put(core)
+
+        with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(work, missing))
+    runs = [json.loads((options.work / f"{kind}-{seed}.json").read_text(encoding="utf-8")) for kind, seed, _ in wanted]
+    rows = table(runs)
+    for row in rows:
+        r, d = row["recovered"], row["over_rms"]
+        against = f"; over rms {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]" if d else ""
+        print(f"{row['stabiliser']:6s} recovered {r['value']:.3f} [{r['low']:.3f}, {r['high']:.3f}], settled {row['converged']['value']:.2f}{against}")
+    options.only = None
+    return harness.write("stabiliser", options, {"step_cpu_seconds": cost, "table": rows, "runs": runs}, began)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    main()

@@ -8,7 +8,7 @@
 //   * every formula typeset,
 //   * every interactive figure reacting (see `react` below),
 //   * no serious or critical violation of axe-core's accessibility rules.
-// The search page must find "Newton".
+// The search page must find "Newton".  Every slide of every deck must fit, and show its pictures.
 //
 // --out DIR     write a screenshot of each visit there
 // --only TEXT   visit only pages whose address contains TEXT
@@ -17,11 +17,12 @@
 // The script installs nothing.  It needs Node 18, Chromium (or the variable CHROMIUM with its
 // path), and once `npm install` in this folder.
 
-import { createServer } from "node:http";
-import { existsSync, mkdirSync, readFileSync, readdirSync, statSync } from "node:fs";
-import { dirname, extname, join, relative, resolve, sep } from "node:path";
+import { existsSync, mkdirSync, readdirSync } from "node:fs";
+import { dirname, join, relative, resolve, sep } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
+
+import { FLAGS, findBrowser, serve } from "./site.mjs";
 
 const here = dirname(fileURLToPath(import.meta.url));
 const { values: options } = parseArgs({
@@ -41,44 +42,9 @@ const VISITS = [
   { name: "phone-dark", viewport: { width: 390, height: 844 }, colorScheme: "dark" },
 ];
 
-const FLAGS = [
-  "--no-sandbox",
-  "--disable-gpu",
-  "--disable-quic",
-  "--no-first-run",
-  "--disable-background-networking",
-  "--disable-component-update",
-  "--disable-sync",
-];
-
-const TYPES = {
-  ".css": "text/css",
-  ".gif": "image/gif",
-  ".html": "text/html; charset=utf-8",
-  ".ico": "image/x-icon",
-  ".jpg": "image/jpeg",
-  ".js": "text/javascript",
-  ".json": "application/json",
-  ".mp4": "video/mp4",
-  ".png": "image/png",
-  ".svg": "image/svg+xml",
-  ".txt": "text/plain; charset=utf-8",
-  ".webp": "image/webp",
-  ".woff": "font/woff",
-  ".woff2": "font/woff2",
-  ".xml": "text/xml",
-};
-
 function skip(reason) {
   console.log(`${options.required ? "FAILED" : "SKIPPED"}: browser check of the book: ${reason}`);
   process.exit(options.required ? 1 : 0);
-}
-
-function findBrowser() {
-  const folders = (process.env.PATH ?? "").split(":");
-  const names = ["chromium", "chromium-browser", "google-chrome"];
-  const places = folders.flatMap((folder) => names.map((name) => join(folder, name)));
-  return [process.env.CHROMIUM, ...places].find((path) => path && existsSync(path));
 }
 
 function htmlFiles(folder) {
@@ -87,19 +53,6 @@ function htmlFiles(folder) {
     if (entry.isDirectory()) return entry.name.startsWith("_") ? [] : htmlFiles(path);
     return entry.name.endsWith(".html") ? [path] : [];
   });
-}
-
-function serve() {
-  const server = createServer((request, response) => {
-    const path = resolve(join(site, decodeURIComponent(new URL(request.url, "http://x").pathname)));
-    if ((path !== site && !path.startsWith(site + sep)) || !existsSync(path) || statSync(path).isDirectory()) {
-      response.writeHead(404).end("not found");
-      return;
-    }
-    response.writeHead(200, { "Content-Type": TYPES[extname(path)] ?? "application/octet-stream" });
-    response.end(readFileSync(path));
-  });
-  return new Promise((done) => server.listen(0, "127.0.0.1", () => done(server)));
 }
 
 // The following functions run inside the page.
@@ -188,7 +141,8 @@ async function accessibility() {
     );
 }
 
-async function visit(context, origin, path, name, axe) {
+/** A new page that writes down what goes wrong on it. */
+async function watched(context, origin) {
   const page = await context.newPage();
   const defects = [];
   page.on("console", (message) => {
@@ -205,18 +159,21 @@ async function visit(context, origin, path, name, axe) {
     const url = request.url();
     if (!url.startsWith(origin) && !/^(data|blob):/.test(url)) defects.push(`asks another host: ${url}`);
   });
+  return { page, defects };
+}
+
+const picture = (path, name) => join(options.out, `${path.replaceAll("/", "_").replace(/\.html$/, "")}-${name}.png`);
+
+async function visit(context, origin, path, name, axe) {
+  const { page, defects } = await watched(context, origin);
   try {
     await page.goto(`${origin}/${path}`, { waitUntil: "load" });
-    await page.waitForLoadState("networkidle");
     defects.push(...(await page.evaluate(formulas)));
     defects.push(...(await page.evaluate(pictures)));
     defects.push(...(await page.evaluate(overflow)));
     await page.addScriptTag({ content: axe });
     defects.push(...(await page.evaluate(accessibility)));
-    if (options.out) {
-      const file = `${path.replaceAll("/", "_").replace(/\.html$/, "")}-${name}.png`;
-      await page.screenshot({ path: join(options.out, file), fullPage: true });
-    }
+    if (options.out) await page.screenshot({ path: picture(path, name), fullPage: true });
     defects.push(...(await page.evaluate(react)));
     defects.push(...(await page.evaluate(overflow)));
   } catch (error) {
@@ -224,6 +181,41 @@ async function visit(context, origin, path, name, axe) {
   }
   await page.close();
   return [...new Set(defects)].map((defect) => ({ defect, where: `${path} [${name}]` }));
+}
+
+/** What is wrong with the slide that is shown. */
+function badSlide() {
+  const slide = window.show.getCurrentSlide();
+  const defects = [];
+  if (slide.scrollHeight > slide.clientHeight + 1) defects.push("the text does not fit on a slide");
+  if (slide.querySelector(".sheet").scrollWidth > slide.clientWidth + 1) defects.push("a slide is too wide");
+  for (const image of slide.querySelectorAll("img")) {
+    if (image.naturalWidth === 0 || image.getBoundingClientRect().width < 2) defects.push("a picture of a slide is not visible");
+  }
+  if (document.querySelector("mjx-merror, [data-mjx-error]")) defects.push("a formula of a slide is not typeset");
+  const { h, v } = window.show.getIndices();
+  return defects.map((defect) => [defect, `slide ${h + 1}.${v + 1}`]);
+}
+
+/** Every slide of a deck, one after the other. */
+async function present(context, origin, path) {
+  const { page, defects } = await watched(context, origin);
+  const found = [];
+  try {
+    await page.goto(`${origin}/${path}`, { waitUntil: "load" });
+    await page.waitForFunction(() => window.show?.isReady());
+    const steps = 1000; // far more than any deck has
+    for (let i = 0; i < steps; i += 1) {
+      const bad = await page.evaluate(badSlide);
+      found.push(...bad.map(([defect, place]) => ({ defect, where: `${path}, ${place}` })));
+      if (options.out && (i < 4 || bad.length > 0 || options.only)) await page.screenshot({ path: picture(path, String(i).padStart(2, "0")) });
+      if (await page.evaluate(() => window.show.isLastSlide() || void window.show.next())) break;
+    }
+  } catch (error) {
+    defects.push(`visit broke off: ${error.message}`);
+  }
+  await page.close();
+  return [...found, ...[...new Set(defects)].map((defect) => ({ defect, where: path }))];
 }
 
 async function search(context, origin, word) {
@@ -252,27 +244,37 @@ if (!existsSync(site)) skip(`no built book in ${site}; run: make book`);
 const [{ chromium }, { default: axe }] = packages;
 if (options.out) mkdirSync(options.out, { recursive: true });
 
-const pages = htmlFiles(site)
+const built = htmlFiles(site)
   .map((path) => relative(site, path).split(sep).join("/"))
   .filter((path) => path !== "index.html" && path.includes(options.only))
   .sort();
+const decks = built.filter((path) => path.startsWith("slides/"));
+const pages = built.filter((path) => !path.startsWith("slides/"));
 
-const server = await serve();
+const server = await serve(site);
 const origin = `http://127.0.0.1:${server.address().port}`;
 const browser = await chromium.launch({ executablePath: browserPath, headless: true, args: FLAGS });
+
 const visits = VISITS.map(async ({ name, ...settings }) => {
   const context = await browser.newContext({ ...settings, reducedMotion: "reduce" });
-  const found = name === "desktop-light" ? await search(context, origin, "Newton") : [];
+  const found = name === "desktop-light" && !options.only ? await search(context, origin, "Newton") : [];
   for (const path of pages) found.push(...(await visit(context, origin, path, name, axe.source)));
   await context.close();
   return found;
 });
-const defects = (await Promise.all(visits)).flat();
+const talks = async () => {
+  const context = await browser.newContext({ viewport: { width: 1280, height: 720 }, reducedMotion: "reduce" });
+  const found = [];
+  for (const path of decks) found.push(...(await present(context, origin, path)));
+  await context.close();
+  return found;
+};
+const defects = (await Promise.all([...visits, talks()])).flat();
 await browser.close();
 server.close();
 
 for (const [defect, places] of grouped(defects)) {
   console.log(`${defect}\n    seen ${places.length} times: ${places.slice(0, 4).join(", ")}`);
 }
-console.log(`${pages.length} pages, ${pages.length * VISITS.length} visits, ${defects.length} defects`);
-process.exit(defects.length > 0 || pages.length === 0 ? 1 : 0);
+console.log(`browser check of the book: ${pages.length} pages, ${pages.length * VISITS.length} visits, ${decks.length} decks of slides, ${defects.length} defects`);
+process.exit(defects.length > 0 || built.length === 0 ? 1 : 0);

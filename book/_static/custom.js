@@ -1,9 +1,10 @@
 /* Small repairs that style sheets cannot make.  The page reads well without them. */
 
-/** A paragraph that is nothing but bold text is the takeaway of its section. */
+/** A paragraph that is nothing but bold text, and a statement, is the takeaway of its section. */
 function markTakeaways() {
   for (const bold of document.querySelectorAll(".bd-article p > strong:only-child")) {
-    if (bold.parentElement.textContent.trim() === bold.textContent.trim()) bold.parentElement.classList.add("takeaway");
+    const words = bold.textContent.trim();
+    if (bold.parentElement.textContent.trim() === words && words.endsWith(".")) bold.parentElement.classList.add("takeaway");
   }
 }
 

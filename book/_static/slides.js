@@ -10,12 +10,12 @@ function fit(slide) {
   const sheet = slide?.querySelector(".sheet");
   if (!sheet || slide.dataset.fitted) return;
   slide.dataset.fitted = "yes";
-  const tall = () => sheet.offsetHeight > slide.clientHeight - 40 || slide.scrollHeight > slide.clientHeight;
+  const tall = () => sheet.offsetHeight > slide.clientHeight - 60 || slide.scrollHeight > slide.clientHeight;
   for (let height = PICTURE; tall() && height > 280; height -= 20) {
     for (const image of slide.querySelectorAll("figure img")) image.style.height = `${height}px`;
   }
   for (let size = LARGEST; tall() && size > SMALLEST; size -= 1) slide.style.fontSize = `${size}px`;
-  if (!slide.querySelector("h1, h2")) sheet.style.paddingTop = `${Math.max(0, (slide.clientHeight - sheet.offsetHeight) / 3)}px`;
+  if (!slide.querySelector("h1, h2")) sheet.style.paddingTop = `${Math.max(0, (slide.clientHeight - 60 - sheet.offsetHeight) / 3)}px`;
 }
 
 window.addEventListener("load", async () => {

@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: solve test unit notebooks-test lint book browse notebooks sync-check clean
+.PHONY: solve test unit notebooks-test lint book pages browse slides pdf notebooks sync-check clean
 
 solve: $(READY)
 	$(BIN)/python -m refinemath solve data/physics_data.npy
@@ -28,25 +28,43 @@ unit: $(READY)
 notebooks-test: $(READY)
 	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg -n 2 --dist loadscope notebooks
 
-# the text form of a notebook and the executed form must hold the same cells
+# the text form of a notebook and the executed form must hold the same cells, complete and of the right size
 sync-check: $(READY)
-	$(BIN)/python -m pytest tests/book/test_pairs.py
+	$(BIN)/python -m pytest tests/book
 
 # re-execute everything and write both forms of every notebook
 notebooks: $(READY)
-	for n in $(NOTEBOOKS); do $(BIN)/jupytext --sync $$n && $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=600 $$n && $(BIN)/jupytext --sync $$n || exit 1; done
+	$(BIN)/python book/frame.py
+	for n in $(NOTEBOOKS); do \
+	  $(BIN)/jupytext --sync $$n && \
+	  $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=600 --ExecutePreprocessor.record_timing=False $$n && \
+	  $(BIN)/jupytext --sync $$n || exit 1; \
+	done
 
-# the strict build from the committed outputs; every page, link and picture is checked
-book: $(READY)
-	$(BIN)/jupyter-book build . -W --keep-going -n
-	$(BIN)/python -m codespell_lib book/*.md book/chapters/*.md README.md
+# the strict build from the committed outputs; the slides are made with it, in _build/html/slides
+pages slides: $(READY)
+	$(BIN)/jupyter-book build . --all -W --keep-going -n
+
+# the strict build, then every page, link, picture and slide is checked
+book: pages
+	$(BIN)/python -m codespell_lib book/*.md book/chapters/*.md $(wildcard README.md)
 	$(BIN)/python tests/book/check_pages.py
 	$(MAKE) browse
 
-# a real Chromium visits every page; skipped with a message where Chromium or its npm packages are missing
+# a real Chromium visits every page; skipped with a message where Chromium or Node.js is missing, unless BROWSE=--required
 browse:
-	@if command -v node >/dev/null; then node tests/book/browse.mjs --out _build/screenshots $(BROWSE); \
-	else echo "SKIPPED: browser check of the book: Node.js is missing"; fi
+	@if command -v node >/dev/null && command -v npm >/dev/null; then \
+	  test -d tests/book/node_modules || npm ci --prefix tests/book --silent --no-fund --no-audit || true; \
+	  node tests/book/browse.mjs $(BROWSE); \
+	else \
+	  echo "SKIPPED: browser check of the book: Node.js or npm is missing"; test -z "$(findstring required,$(BROWSE))"; \
+	fi
+
+# the whole book as one file, _build/refinemath.pdf, printed by Chromium
+pdf: $(READY)
+	$(BIN)/jupyter-book build . --builder singlehtml -W --keep-going -n
+	test -d tests/book/node_modules || npm ci --prefix tests/book --silent --no-fund --no-audit
+	node tests/book/print.mjs
 
 clean:
 	rm -rf _build .pytest_cache .ruff_cache .mypy_cache

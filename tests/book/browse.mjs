@@ -162,6 +162,8 @@ async function watched(context, origin) {
   return { page, defects };
 }
 
+let interactive = 0; // how many interactive figures were tried, over all visits
+
 const picture = (path, name) => join(options.out, `${path.replaceAll("/", "_").replace(/\.html$/, "")}-${name}.png`);
 
 async function visit(context, origin, path, name, axe) {
@@ -174,6 +176,7 @@ async function visit(context, origin, path, name, axe) {
     await page.addScriptTag({ content: axe });
     defects.push(...(await page.evaluate(accessibility)));
     if (options.out) await page.screenshot({ path: picture(path, name), fullPage: true });
+    interactive += await page.locator(".interactive").count();
     defects.push(...(await page.evaluate(react)));
     defects.push(...(await page.evaluate(overflow)));
   } catch (error) {
@@ -276,5 +279,8 @@ server.close();
 for (const [defect, places] of grouped(defects)) {
   console.log(`${defect}\n    seen ${places.length} times: ${places.slice(0, 4).join(", ")}`);
 }
-console.log(`browser check of the book: ${pages.length} pages, ${pages.length * VISITS.length} visits, ${decks.length} decks of slides, ${defects.length} defects`);
+console.log(
+  `browser check of the book: ${pages.length} pages, ${pages.length * VISITS.length} visits, ` +
+    `${interactive / VISITS.length} interactive figures, ${decks.length} decks of slides, ${defects.length} defects`,
+);
 process.exit(defects.length > 0 || built.length === 0 ? 1 : 0);

@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import queue
 import shlex
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +41,17 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, well under a minute; tests the program, measures nothing")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="record to write (default results/NAME.json; nothing is written with --quick)")
+    parser.add_argument("--only", help=argparse.SUPPRESS)  # one piece of work, in a process of its own
+    parser.add_argument("--core", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, default=ROOT / "runs", help="folder for runs that can be resumed")
     return parser
+
+
+def folder(options: argparse.Namespace, name: str) -> Path:
+    """The folder of an experiment's runs: kept, so that they can be resumed, or with --quick a new one that nobody needs again."""
+    path = Path(tempfile.mkdtemp(prefix="refinemath-")) if options.quick and not options.only else options.work.resolve() / name
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def write(name: str, options: argparse.Namespace, report: dict[str, Any], began: float) -> dict[str, Any]:
@@ -90,7 +103,7 @@ def interval(values: Any, statistic: Callable[..., Any] = np.mean, *, seed: int 
     return {"value": float(statistic(*columns)), "low": float(low), "high": float(high), "n": n}
 
 
-def difference(a: Sequence[float], b: Sequence[float], *, seed: int = 0) -> dict[str, float]:
+def difference(a: Any, b: Any, *, seed: int = 0) -> dict[str, float]:
     """Mean of a - b over pairs, with its interval."""
     return interval((a, b), lambda u, v: float(np.mean(u - v)), seed=seed)
 
@@ -126,6 +139,47 @@ def one_core(core: int) -> None:
 def quiet() -> dict[str, str]:
     """The environment of a child process that is to use one thread."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+
+
+def in_children(module: str, tasks: Sequence[str], jobs: int, work: Path, arguments: Sequence[str]) -> None:
+    """Run `python -m experiments.MODULE --only TASK` for every task without a record, `jobs` at a time, each single-threaded on a core of its own.
+
+    A child writes its record with `save_task`; with `jobs` 0 nothing is run here.
+    """
+    cores: queue.Queue[int] = queue.Queue()
+    for core in range(jobs):
+        cores.put(core)
+
+    def work_on(task: str) -> None:
+        core = cores.get()
+        try:
+            command = [sys.executable, "-m", f"experiments.{module}", "--only", task, "--core", str(core), "--work", str(work), *arguments]
+            subprocess.run(command, check=True, env=quiet(), cwd=ROOT)
+            print(f"done: {task}", flush=True)
+        finally:
+            cores.put(core)
+
+    with ThreadPoolExecutor(max(jobs, 1)) as pool:
+        list(pool.map(work_on, [t for t in tasks if not task_path(work, t).exists()]))
+
+
+def task_path(work: Path, task: str) -> Path:
+    """Where the record of a task lies: `polar:0:1500` is polar-0-1500.json."""
+    return work / (task.replace(":", "-") + ".json")
+
+
+def save_task(work: Path, task: str, record: Any) -> None:
+    """Write the record of a task in one step."""
+    path = task_path(work, task)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(rounded(record), indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def load_task(work: Path, task: str) -> Any:
+    """The record of a finished task."""
+    return json.loads(task_path(work, task).read_text(encoding="utf-8"))
 
 
 def keep_compiled(folder: Path) -> None:

@@ -10,11 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import queue
-import subprocess
-import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -63,7 +59,7 @@ def calibrate(options: argparse.Namespace, rounds: int = 8) -> dict[str, Any]:
 
 def one_run(options: argparse.Namespace, kind: str, seed: int, steps: int) -> dict[str, Any]:
     """Train one model and let it answer; the record of the run."""
-    folder = options.work / f"{kind}-{seed}"
+    folder = options.work / f"{kind}-{seed}-{steps}"
     config, recipe = model_config(options, kind), model_recipe(options, seed, steps)
     wall, cpu = time.perf_counter(), time.process_time()
     train(config, recipe, folder, bank=harness.training_bank(options.work, options.bank), show=False, save_seconds=120)
@@ -84,7 +80,8 @@ def one_run(options: argparse.Namespace, kind: str, seed: int, steps: int) -> di
     curves = np.array(velocity)
     running = [c[np.isfinite(c)] for c in curves.T]
     return {
-        "stabiliser": kind, "seed": seed, "commit": environment("")["commit"], **trained, "examples": steps * options.batch, "loss": [[e["step"], e["loss"], e["from_nothing"]] for e in log],
+        "stabiliser": kind, "seed": seed, "commit": environment("")["commit"], **trained, "examples": steps * options.batch,
+        "loss": [[e["step"], e["loss"], e["from_nothing"]] for e in log],
         "problems": names, "recovered": right, "fvu": fvu, "iterations": iterations, "converged": converged,
         "velocity": [float(np.median(c)) if len(c) else None for c in running], "still_running": [len(c) for c in running],
     }  # fmt: skip
@@ -113,22 +110,10 @@ def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def child(options: argparse.Namespace, what: str, core: int = 0) -> None:
-    """Do one piece of work in a process of its own: `calibrate`, or a run such as `polar:2:1500` (kind, seed, steps)."""
-    command = [sys.executable, "-m", "experiments.stabiliser", "--only", what, "--core", str(core), "--work", str(options.work), "--kinds", *options.kinds]
-    for name in ("width", "latent_dim", "batch", "bank", "every", "iterations"):
-        command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-    subprocess.run(command + (["--quick"] if options.quick else []), check=True, env=harness.quiet(), cwd=harness.ROOT)
-
-
-def only(options: argparse.Namespace) -> None:
-    """The work of a child; its result is a JSON file in the folder of the runs."""
-    kind, *rest = options.only.split(":")
-    record = calibrate(options) if kind == "calibrate" else one_run(options, kind, *map(int, rest))
-    path = options.work / (f"{kind}-{rest[0]}.json" if rest else "calibrate.json")
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(harness.rounded(record), indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+def task(options: argparse.Namespace, name: str) -> None:
+    """`calibrate`, or a run such as `polar:2:1500` (kind, seed, steps)."""
+    kind, *rest = name.split(":")
+    harness.save_task(options.work, name, one_run(options, kind, *map(int, rest)) if rest else calibrate(options))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -140,14 +125,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=900.0, help="training time of a run, in seconds of one core")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--kinds", nargs="+", default=list(STABILISERS), choices=STABILISERS)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each; 0: one after the other in this process")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each on a core of its own")
     parser.add_argument("--bank", type=int, default=20_000, help="formulas of each length to train on")
     parser.add_argument("--every", type=int, default=4, help="answer each N-th held-out formula")
     parser.add_argument("--iterations", type=int, default=32)
-    parser.add_argument("--only", help=argparse.SUPPRESS)
-    parser.add_argument("--core", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    options.work = options.work.resolve()
     if options.quick:
         options.batch, options.bank, options.seeds, options.every, options.iterations, options.kinds = 8, 40, 1, 100, 4, ["polar"]
     return options
@@ -159,46 +141,29 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     if options.only:
         harness.one_core(options.core)
         harness.keep_compiled(options.work / "compiled")
-        only(options)
+        task(options, options.only)
         return None
     began = time.perf_counter()
-    options.work = options.work / ("stabiliser-quick" if options.quick else "stabiliser")
-    options.work.mkdir(parents=True, exist_ok=True)
+    options.work = harness.folder(options, "stabiliser")
     harness.training_bank(options.work, options.bank)
+    passed = ["--kinds", *options.kinds, *(["--quick"] if options.quick else [])]
+    for name in ("width", "latent_dim", "batch", "bank", "every", "iterations"):
+        passed += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    cost = dict.fromkeys(options.kinds, options.seconds / 4)
+    if not options.quick:
+        harness.in_children("stabiliser", ["calibrate"], 1, options.work, passed)
+        cost = harness.load_task(options.work, "calibrate")
+    tasks = [f"{kind}:{seed}:{max(4, round(options.seconds / cost[kind]))}" for seed in range(options.seeds) for kind in options.kinds]
     if options.quick:
-        cost = dict.fromkeys(options.kinds, options.seconds / 4)
-    else:
-        if not (options.work / "calibrate.json").exists():
-            child(options, "calibrate")
-        cost = json.loads((options.work / "calibrate.json").read_text(encoding="utf-8"))
-    wanted = [(kind, seed, max(4, round(options.seconds / cost[kind]))) for seed in range(options.seeds) for kind in options.kinds]
-    missing = [w for w in wanted if not (options.work / f"{w[0]}-{w[1]}.json").exists()]
-    if options.jobs == 0:
-        for kind, seed, steps in missing:
-            options.only = f"{kind}:{seed}:{steps}"
-            only(options)
-    else:
-        cores: queue.Queue[int] = queue.Queue()
-        for core in range(options.jobs):
-            cores.put(core)
-
-        def work(run: tuple[str, int, int]) -> None:
-            core = cores.get()
-            try:
-                child(options, ":".join(map(str, run)), core)
-                print(f"done: {run[0]}, seed {run[1]}, {run[2]} steps", flush=True)
-            finally:
-                cores.put(core)
-
-        with ThreadPoolExecutor(options.jobs) as pool:
-            list(pool.map(work, missing))
-    runs = [json.loads((options.work / f"{kind}-{seed}.json").read_text(encoding="utf-8")) for kind, seed, _ in wanted]
+        for name in tasks:
+            task(options, name)
+    harness.in_children("stabiliser", tasks, options.jobs, options.work, passed)
+    runs = [harness.load_task(options.work, name) for name in tasks]
     rows = table(runs)
     for row in rows:
         r, d = row["recovered"], row["over_rms"]
         against = f"; over rms {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]" if d else ""
         print(f"{row['stabiliser']:6s} recovered {r['value']:.3f} [{r['low']:.3f}, {r['high']:.3f}], settled {row['converged']['value']:.2f}{against}")
-    options.only = None
     return harness.write("stabiliser", options, {"step_cpu_seconds": cost, "table": rows, "runs": runs}, began)
 
 

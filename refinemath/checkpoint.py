@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 FORMAT = 1
+# what NumPy and zipfile raise on files that are cut, altered or of another kind
+_DAMAGE = (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, MemoryError, OverflowError, struct.error, zipfile.BadZipFile, zlib.error)
 
 
 class CheckpointError(ValueError):
@@ -49,26 +53,34 @@ def save(path: Path, tree: Any, meta: dict[str, Any], *, dtype: Any = None) -> N
     part.replace(path)
 
 
-def read_meta(path: Path) -> dict[str, Any]:
-    """The JSON record of a file.  Raises `CheckpointError` if it is not one of ours."""
+def _read(path: Path, name: str | None = None) -> dict[str, np.ndarray]:
+    """The arrays of a file, or the one called `name`.  Whatever is wrong with the file is a `CheckpointError`."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            meta = json.loads(file["__meta__"].tobytes())
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {n: archive[n] for n in (archive.files if name is None else [name])}
+    except _DAMAGE as error:
+        raise CheckpointError(f"{path} is not a RefineMath file, or it is damaged: {error}") from None
+
+
+def _record(path: Path, text: np.ndarray) -> dict[str, Any]:
+    try:
+        meta = json.loads(text.tobytes())
+    except ValueError as error:
         raise CheckpointError(f"{path} is not a RefineMath file, or it is damaged: {error}") from None
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise CheckpointError(f"{path} has format {meta.get('format') if isinstance(meta, dict) else meta!r}; this version reads format {FORMAT}")
     return meta
 
 
+def read_meta(path: Path) -> dict[str, Any]:
+    """The JSON record of a file.  Raises `CheckpointError` if it is not one of ours."""
+    return _record(path, _read(path, "__meta__")["__meta__"])
+
+
 def load(path: Path, like: Any) -> tuple[Any, dict[str, Any]]:
     """The pytree and record of a file.  Names and shapes must be those of `like` exactly; dtypes become those of `like`."""
-    meta = read_meta(path)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            stored = {name: file[name] for name in file.files if name != "__meta__"}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
+    stored = _read(path)
+    meta = _record(path, stored.pop("__meta__", np.zeros(0, np.uint8)))
     wanted = named_leaves(like)
     if stored.keys() != wanted.keys():
         missing, extra = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())

@@ -322,7 +322,7 @@ def draw_constants(key: Array, tokens: Int[Array, "batch slots"]) -> Float[Array
 
 
 def draw_points(key: Array, batch: int, variables: int, points: int) -> Float[Array, "batch variables points"]:
-    """Ranges [-a, a], [0, a], [a, b] or [-a, b] with sizes log-uniform in [0.5, 12]; uniform, even or logarithmic spacing."""
+    """Ranges [-a, a], [0, a], [a/5, a/5 + b] or [-b, a] with a, b log-uniform in [0.7, 12]; uniform, even or logarithmic spacing."""
     k = jax.random.split(key, 6)
     shape = (batch, variables, 1)
     a, b = jnp.exp(jax.random.uniform(k[0], (2, *shape), minval=np.log(0.7), maxval=np.log(12.0)))
@@ -352,9 +352,9 @@ def draw_examples(
     """`batch` problems for one training step, made on the device.
 
     Twice as many are drawn as needed and the valid ones kept: finite everywhere, every term matters, not nearly constant or linear, and
-    (given `probes`, see `heldout_probes`) not a held-out function by its values.  Chapter 2.
+    (given `probes`, see `heldout.training_exclusions`) not a held-out function by its values.  Chapter 2.
     """
-    k = jax.random.split(key, 12)
+    k = jax.random.split(key, 14)
     n = 2 * batch
     length = jax.random.categorical(k[0], jnp.log(weights), shape=(n,))
     low, high = bank.start[length], bank.start[length + 1]
@@ -394,7 +394,7 @@ def draw_examples(
     coefficient = sign * jnp.where(jax.random.bernoulli(k[8], 0.4, (n, 1)), balanced, natural)
     y = jnp.sum(coefficient[..., None] * basis, axis=1)
     size = spread(y)
-    offset = jnp.where(jax.random.bernoulli(k[9], 0.5, (n,)), 0.0, jax.random.normal(k[9], (n,)) * 2 * size)
+    offset = jnp.where(jax.random.bernoulli(k[9], 0.5, (n,)), 0.0, jax.random.normal(k[12], (n,)) * 2 * size)
 
     good &= jnp.all((jnp.abs(coefficient) * deviation > 3e-3 * size[:, None]) | ~term, axis=1)
     good &= (size > 1e-3 * jnp.max(jnp.abs(jnp.where(mask, y, 0.0)), axis=1)) & (size > 1e-6)
@@ -405,9 +405,9 @@ def draw_examples(
     leftover = jnp.sum((yc - slope[:, None] * xc) ** 2, 1) / jnp.maximum(jnp.sum(yc**2, 1), 1e-12)
     good &= (leftover > 1e-3) | (variables > 1)
     if probes is not None:
-        good &= ~matches_probes(tokens, values, coefficient, slots_of, term, probes)
+        good &= ~matches_probes(tokens, values, coefficient, slots_of, term, probes, variables)
 
-    noise = jnp.where(jax.random.bernoulli(k[10], 0.5, (n, 1)), 0.0, jnp.exp(jax.random.uniform(k[10], (n, 1), minval=np.log(1e-3), maxval=np.log(0.05))))
+    noise = jnp.where(jax.random.bernoulli(k[10], 0.5, (n, 1)), 0.0, jnp.exp(jax.random.uniform(k[13], (n, 1), minval=np.log(1e-3), maxval=np.log(0.05))))
     y = y + offset[:, None] + noise * size[:, None] * jax.random.normal(k[11], y.shape)
     y = jnp.where(mask, y, 0.0)
     keep = jnp.argsort(~good, stable=True)[:batch]
@@ -421,12 +421,17 @@ def draw_examples(
 _HELDOUT_PROBES = np.linspace(0.3, 2.2, 24)
 
 
-def standardized_probe(y: Array) -> Array:
-    """Values at the probe points, scaled to mean 0 and length 1; zero where they are undefined."""
-    good = jnp.all(jnp.isfinite(y), axis=-1, keepdims=True)
+def standardized_probe(y: Float[Array, "batch probes"]) -> Float[Array, "batch probes"]:
+    """Values at the probe points, scaled to mean 0 and length 1 over the points where they are defined; zero where they are not.
+
+    The dot product of two rows is then the correlation of two functions that are defined at the same points, and less for others.
+    """
+    good = jnp.isfinite(y)
+    count = jnp.maximum(jnp.sum(good, axis=-1, keepdims=True), 1).astype(y.dtype)
     y = jnp.where(good, y, 0.0)
-    y = y - jnp.mean(y, axis=-1, keepdims=True)
-    return jnp.where(good, y / (jnp.sqrt(jnp.sum(y**2, -1, keepdims=True)) + 1e-12), 0.0)
+    y = y / jnp.maximum(jnp.max(jnp.abs(y), axis=-1, keepdims=True), 1e-30)  # so that squares do not overflow
+    y = jnp.where(good, y - jnp.sum(y, axis=-1, keepdims=True) / count, 0.0)
+    return jnp.where(count >= 8, y / (jnp.sqrt(jnp.sum(y**2, -1, keepdims=True)) + 1e-12), 0.0)
 
 
 def probe_points(variables: int = 1) -> Float[Array, "1 variables probes"]:
@@ -434,9 +439,12 @@ def probe_points(variables: int = 1) -> Float[Array, "1 variables probes"]:
     return jnp.stack([jnp.asarray(np.roll(_HELDOUT_PROBES, 5 * v), jnp.float32) for v in range(variables)])[None]
 
 
-def matches_probes(tokens: Array, values: Array, coefficient: Array, slots_of: Array, term: Array, probes: Float[Array, "excluded probes"]) -> Array:
-    """True where an example equals an excluded function up to scale and offset: |correlation| > 1 - 1e-6 on the probe points."""
-    basis = evaluate_nodes(tokens, values, probe_points())[slots_of, jnp.arange(tokens.shape[0])[:, None]]
+def matches_probes(tokens: Array, values: Array, coefficient: Array, slots_of: Array, term: Array, probes: Array, variables: int) -> Array:
+    """True where an example equals an excluded function up to scale and offset: |correlation| > 1 - 1e-6 on the probe points.
+
+    `probes` (excluded, probes) are the rows of `heldout.training_exclusions` for the same number of variables.
+    """
+    basis = evaluate_nodes(tokens, values, probe_points(variables))[slots_of, jnp.arange(tokens.shape[0])[:, None]]
     y = jnp.sum(jnp.where(term[..., None], coefficient[..., None] * basis, 0.0), axis=1)
     return jnp.any(jnp.abs(standardized_probe(y) @ probes.T) > 1 - 1e-6, axis=1)
 

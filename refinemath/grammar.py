@@ -42,57 +42,56 @@ def backward(logits: Float[Array, "batch slots vocabulary"], reduce: Callable[..
     return jnp.concatenate([betas, last[None]], axis=0)
 
 
+def choices(logits: Float[Array, "batch slots vocabulary"], beta: Float[Array, "slots1 batch open"]) -> Float[Array, "slots batch open vocabulary"]:
+    """The log-weight of every token in every state (slot, open count): its own logit plus what the formula can still become after it.
+
+    Given the messages of `backward`, these minus the state's own message are the exact log-probabilities of the next token.  Chapter 8.
+    """
+    slots = logits.shape[1]
+    open_ = jnp.arange(slots + 1, dtype=jnp.int32)
+    after = jnp.stack([beta[1:, :, jnp.clip(open_ + a - 1, 0, slots)] for a in range(3)], axis=-1)
+    after = after.at[:, :, slots, 2].set(-jnp.inf)  # more operands than slots
+    weight = jnp.swapaxes(logits, 0, 1)[:, :, None] + after[..., ARITY]
+    complete = (open_ == 0)[:, None]
+    is_end = (jnp.arange(VOCABULARY_SIZE, dtype=jnp.int32) == END)[None]
+    return jnp.where((complete == is_end)[None, None], weight, -jnp.inf)
+
+
 @functools.partial(jax.jit, static_argnames="count")
 def sample(key: Array, logits: Float[Array, "batch slots vocabulary"], count: int) -> Int[Array, "batch count slots"]:
     """`count` exact samples for every row of logits, each a legal formula: p(e) is proportional to exp(sum of its logits).
 
-    The backward messages are computed once a row; each sample then costs one pass forward.  Chapter 8.
+    The messages and the table of next-token probabilities are computed once a row; each sample then costs one pass forward.  Chapter 8.
     """
     batch, slots, _ = logits.shape
-    beta = backward(logits)
-    # cumulative weights within each arity class, so that one uniform number picks a token
-    weights = [jax.nn.softmax(logits[..., jnp.asarray(c)], axis=-1) for c in _CLASS]
-    cumulative = [jnp.cumsum(w, axis=-1) for w in weights]
-    mass = jnp.stack([jax.nn.logsumexp(logits[..., jnp.asarray(c)], axis=-1) for c in _CLASS], axis=-1)
-    uniform = jax.random.uniform(key, (slots, 2, batch, count))
-    row = jnp.arange(batch)[:, None]
+    weight = choices(logits, backward(logits))
+    weight = weight - jnp.max(weight, axis=-1, keepdims=True)  # a state that nothing leads out of becomes NaN, and nothing leads into it
+    cumulative = jnp.cumsum(jnp.exp(weight), axis=-1)
+    uniform = jax.random.uniform(key, (slots, batch, count), maxval=1 - 1e-6)
+    row = jnp.arange(batch, dtype=jnp.int32)[:, None]
+    change = jnp.asarray(ARITY) - 1
 
-    def step(open_: Array, i: Array) -> tuple[Array, Array]:
-        after = jnp.stack([beta[i + 1][row, jnp.clip(open_ + a - 1, 0, slots)] for a in range(3)], axis=-1)
-        after = after.at[..., 2].set(jnp.where(open_ + 1 > slots, -jnp.inf, after[..., 2]))
-        chance = jax.nn.softmax(mass[:, i][:, None, :] + after, axis=-1)
-        chance = jnp.where(open_[..., None] > 0, chance, 0.0)
-        u = uniform[i, 0]
-        arity = (u > chance[..., 0]).astype(jnp.int32) + (u > chance[..., 0] + chance[..., 1]).astype(jnp.int32)
-        arity = jnp.where(chance[..., 2] <= 0, jnp.minimum(arity, 1), arity)
-        arity = jnp.where((arity == 1) & (chance[..., 1] <= 0), jnp.where(chance[..., 0] > 0, 0, 2), arity)
-        token = jnp.zeros_like(open_)
-        for a, members in enumerate(_CLASS):
-            rank = jnp.sum(cumulative[a][:, i][:, None, :] < uniform[i, 1][..., None], axis=-1)
-            choice = jnp.asarray(members, jnp.int32)[jnp.minimum(rank, len(members) - 1)]
-            token = jnp.where(arity == a, choice, token)
-        token = jnp.where(open_ == 0, END, token)
-        return jnp.where(open_ == 0, 0, open_ + arity - 1), token
+    def step(open_: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+        cumulative, u = inputs
+        mass = cumulative[row, open_]
+        token = jnp.sum(mass <= u[..., None] * mass[..., -1:], axis=-1, dtype=jnp.int32)
+        return jnp.where(token == END, 0, open_ + change[token]), token
 
-    _, tokens = jax.lax.scan(step, jnp.ones((batch, count), jnp.int32), jnp.arange(slots))
+    _, tokens = jax.lax.scan(step, jnp.ones((batch, count), jnp.int32), (cumulative, uniform))
     return jnp.moveaxis(tokens, 0, -1)
 
 
 @jax.jit
 def best(logits: Float[Array, "batch slots vocabulary"]) -> Int[Array, "batch slots"]:
     """The legal formula of highest total logit for every row, exactly.  Chapter 8."""
-    batch, slots, _ = logits.shape
-    beta = backward(logits, jnp.max)
-    top = [jnp.asarray(c)[jnp.argmax(logits[..., jnp.asarray(c)], axis=-1)] for c in _CLASS]
-    mass = jnp.stack([jnp.max(logits[..., jnp.asarray(c)], axis=-1) for c in _CLASS], axis=-1)
-    row = jnp.arange(batch)
+    batch = logits.shape[0]
+    top = jnp.argmax(choices(logits, backward(logits, jnp.max)), axis=-1).astype(jnp.int32)
+    row = jnp.arange(batch, dtype=jnp.int32)
+    change = jnp.asarray(ARITY) - 1
 
-    def step(open_: Array, i: Array) -> tuple[Array, Array]:
-        after = jnp.stack([beta[i + 1][row, jnp.clip(open_ + a - 1, 0, slots)] for a in range(3)], axis=-1)
-        after = after.at[:, 2].set(jnp.where(open_ + 1 > slots, -jnp.inf, after[:, 2]))
-        arity = jnp.argmax(mass[:, i] + after, axis=-1)
-        token = jnp.where(open_ == 0, END, jnp.stack(top)[arity, row, i])
-        return jnp.where(open_ == 0, 0, open_ + arity - 1).astype(jnp.int32), token.astype(jnp.int32)
+    def step(open_: Array, top: Array) -> tuple[Array, Array]:
+        token = top[row, open_]
+        return jnp.where(token == END, 0, open_ + change[token]), token
 
-    _, tokens = jax.lax.scan(step, jnp.ones(batch, jnp.int32), jnp.arange(slots))
+    _, tokens = jax.lax.scan(step, jnp.ones(batch, jnp.int32), top)
     return tokens.T

@@ -49,21 +49,28 @@ def _variants(formula: Formula) -> Iterator[Formula]:
             continue
 
 
+def _renamed(formula: Formula, variables: int) -> Iterator[Formula]:
+    """The formula in every choice of its variables from the first `variables`: sin(x1) + x2 and sin(x2) + x1 are one law."""
+    used = sorted({p for p in formula.parts if p in VARIABLES})
+    for names in itertools.permutations(VARIABLES[:variables], len(used)):
+        name = dict(zip(used, names, strict=True))
+        yield Formula(tuple(name.get(p, p) if isinstance(p, str) else p for p in formula.parts))
+
+
 def training_exclusions(variables: int = 1) -> tuple[np.ndarray, jax.Array]:
     """Signatures (n, 2) that the bank must not contain, and probe values (m, probes) that no example may equal.
 
     Signatures are taken of each formula with its own constants and, as a skeleton, with the probe constants in every order.
     """
     forms, probes = [], []
-    for _, formula in read_excluded():
-        for variant in _variants(formula):
-            forms.append(variant)
-            count = len(variant.constants())
-            if 0 < count <= 3:
-                for order in itertools.permutations(range(count)):
-                    forms.append(_with_constants(variant, [PROBE_CONSTANTS[k] for k in order]))
-        if not any(p in formula.parts for p in VARIABLES[variables:]):
+    for _, listed in read_excluded():
+        for formula in _renamed(listed, variables):
             probes.append(formula)
+            for variant in _variants(formula):
+                forms.append(variant)
+                count = len(variant.constants())
+                if 0 < count <= 3:
+                    forms += [_with_constants(variant, [PROBE_CONSTANTS[k] for k in order]) for order in itertools.permutations(range(count))]
     tokens, values = encode([f for f in forms if len(f) <= _WIDE], _WIDE)
     words = np.asarray(signature(jnp.asarray(tokens), jnp.asarray(values, jnp.float32)))
     tokens, values = encode([f for f in probes if len(f) <= _WIDE], _WIDE)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -28,33 +29,37 @@ CONSTANT_BINS = tuple(sign * size for size in (0.1, 0.2, 0.5, 1, 1.5, 2, 3, 4, 5
 
 @dataclass(frozen=True)
 class Operator:
-    """One row of the table: a name, how many operands it takes, and its meaning for JAX, NumPy and SymPy."""
+    """One row of the table: a name, how many operands it takes, its meaning for JAX, NumPy and SymPy, and its price.
+
+    The rarity, in nats, says how much rarer than a sum the operator is in laws as textbooks print them: our judgement.  Chapter 8.
+    """
 
     name: str
     arity: int
     jax: Callable[..., Array]
     numpy: Callable[..., np.ndarray]
     sympy: Callable[..., sympy.Expr]
+    rarity: float = 0.0
 
 
 OPERATORS = (
-    Operator("add", 2, jnp.add, np.add, lambda a, b: a + b),
-    Operator("sub", 2, jnp.subtract, np.subtract, lambda a, b: a - b),
-    Operator("mul", 2, jnp.multiply, np.multiply, lambda a, b: a * b),
-    Operator("div", 2, jnp.divide, np.divide, lambda a, b: a / b),
-    Operator("pow", 2, jnp.power, np.power, lambda a, b: a**b),
-    Operator("neg", 1, jnp.negative, np.negative, lambda a: -a),
-    Operator("inv", 1, lambda a: 1.0 / a, lambda a: 1.0 / a, lambda a: 1 / a),
-    Operator("square", 1, lambda a: a * a, lambda a: a * a, lambda a: a**2),
-    Operator("cube", 1, lambda a: a * a * a, lambda a: a * a * a, lambda a: a**3),
-    Operator("pow4", 1, lambda a: (a * a) * (a * a), lambda a: (a * a) * (a * a), lambda a: a**4),
-    Operator("pow5", 1, lambda a: (a * a) * (a * a) * a, lambda a: (a * a) * (a * a) * a, lambda a: a**5),
-    Operator("sqrt", 1, jnp.sqrt, np.sqrt, sympy.sqrt),
-    Operator("exp", 1, jnp.exp, np.exp, sympy.exp),
-    Operator("log", 1, jnp.log, np.log, sympy.log),
-    Operator("sin", 1, jnp.sin, np.sin, sympy.sin),
-    Operator("cos", 1, jnp.cos, np.cos, sympy.cos),
-    Operator("tanh", 1, jnp.tanh, np.tanh, sympy.tanh),
+    Operator("add", 2, jnp.add, np.add, lambda a, b: a + b, 0.0),
+    Operator("sub", 2, jnp.subtract, np.subtract, lambda a, b: a - b, 0.0),
+    Operator("mul", 2, jnp.multiply, np.multiply, lambda a, b: a * b, 0.0),
+    Operator("div", 2, jnp.divide, np.divide, lambda a, b: a / b, 0.0),
+    Operator("pow", 2, jnp.power, np.power, lambda a, b: a**b, 1.5),
+    Operator("neg", 1, jnp.negative, np.negative, lambda a: -a, 0.0),
+    Operator("inv", 1, lambda a: 1.0 / a, lambda a: 1.0 / a, lambda a: 1 / a, 0.5),
+    Operator("square", 1, lambda a: a * a, lambda a: a * a, lambda a: a**2, 0.5),
+    Operator("cube", 1, lambda a: a * a * a, lambda a: a * a * a, lambda a: a**3, 1.0),
+    Operator("pow4", 1, lambda a: (a * a) * (a * a), lambda a: (a * a) * (a * a), lambda a: a**4, 2.0),
+    Operator("pow5", 1, lambda a: (a * a) * (a * a) * a, lambda a: (a * a) * (a * a) * a, lambda a: a**5, 2.0),
+    Operator("sqrt", 1, jnp.sqrt, np.sqrt, sympy.sqrt, 1.0),
+    Operator("exp", 1, jnp.exp, np.exp, sympy.exp, 1.0),
+    Operator("log", 1, jnp.log, np.log, sympy.log, 1.0),
+    Operator("sin", 1, jnp.sin, np.sin, sympy.sin, 2.0),
+    Operator("cos", 1, jnp.cos, np.cos, sympy.cos, 2.0),
+    Operator("tanh", 1, jnp.tanh, np.tanh, sympy.tanh, 3.0),
 )
 
 VARIABLES = tuple(f"x{i + 1}" for i in range(MAX_VARIABLES))
@@ -65,6 +70,11 @@ FIRST_OPERATOR = FIRST_CONSTANT + len(CONSTANT_BINS)
 VOCABULARY_SIZE = len(VOCABULARY)
 OPERATOR_TOKEN = {op.name: FIRST_OPERATOR + i for i, op in enumerate(OPERATORS)}
 ARITY = np.array([0] * FIRST_OPERATOR + [op.arity for op in OPERATORS], np.int32)
+# What a token costs in nats: -log p, with p summing to 1 over x, "some constant" and the operators.  A constant's digits cost extra.
+_LEAF_PRICE = math.log(2 + sum(math.exp(-op.rarity) for op in OPERATORS))
+TOKEN_PRICE = np.array([0.0] + [_LEAF_PRICE] * (FIRST_OPERATOR - 1) + [_LEAF_PRICE + op.rarity for op in OPERATORS], np.float32)
+NESTING_PRICE = 2.0  # a function directly inside a function, as in sin(log(x))
+IS_FUNCTION = np.array([name in ("sqrt", "exp", "log", "sin", "cos", "tanh", "pow4", "pow5", "pow") for name in VOCABULARY])
 TOKEN_VALUE = np.array([0.0] * FIRST_CONSTANT + list(CONSTANT_BINS) + [0.0] * len(OPERATORS), np.float32)
 
 
@@ -93,7 +103,7 @@ def structure(tokens: Int[Array, "batch slots"]) -> tuple[Int[Array, "batch slot
     """
     batch, slots = tokens.shape
     arity = jnp.asarray(ARITY)[tokens].T
-    row = jnp.arange(batch)
+    row = jnp.arange(batch, dtype=jnp.int32)
 
     def step(size: Array, i: Array) -> tuple[Array, Array]:
         first = size[i + 1]
@@ -101,8 +111,33 @@ def structure(tokens: Int[Array, "batch slots"]) -> tuple[Int[Array, "batch slot
         total = 1 + jnp.where(arity[i] > 0, first, 0) + jnp.where(arity[i] > 1, size[second, row], 0)
         return size.at[i].set(total), second
 
-    size, second = jax.lax.scan(step, jnp.zeros((slots + 1, batch), jnp.int32), jnp.arange(slots), reverse=True)
+    size, second = jax.lax.scan(step, jnp.zeros((slots + 1, batch), jnp.int32), jnp.arange(slots, dtype=jnp.int32), reverse=True)
     return size[:slots].T, second.T
+
+
+@jax.custom_jvp
+def apply_operator(token: Int[Array, "batch 1"], a: Float[Array, "batch points"], b: Float[Array, "batch points"]) -> Float[Array, "batch points"]:
+    """The operator that each row's token names, applied to a, or to a and b; rows with another token give NaN."""
+    out = jnp.full_like(a, jnp.nan)
+    for op in OPERATORS:
+        out = jnp.where(token == OPERATOR_TOKEN[op.name], op.jax(a) if op.arity == 1 else op.jax(a, b), out)
+    return out
+
+
+@apply_operator.defjvp
+def _(primals: tuple[Array, Array, Array], tangents: tuple[Any, Array, Array]) -> tuple[Array, Array]:
+    """The partial derivatives are computed once and shared by all directions, which is what makes many directions cheap."""
+    token, a, b = primals
+    by_a, by_b = jnp.zeros_like(a), jnp.zeros_like(a)
+    one, zero = jnp.ones_like(a), jnp.zeros_like(a)
+    for op in OPERATORS:
+        here = token == OPERATOR_TOKEN[op.name]
+        if op.arity == 1:
+            by_a = jnp.where(here, jax.jvp(op.jax, (a,), (one,))[1], by_a)
+        else:
+            by_a = jnp.where(here, jax.jvp(op.jax, (a, b), (one, zero))[1], by_a)
+            by_b = jnp.where(here, jax.jvp(op.jax, (a, b), (zero, one))[1], by_b)
+    return apply_operator(token, a, b), by_a * tangents[1] + by_b * tangents[2]
 
 
 def evaluate_nodes(
@@ -116,7 +151,7 @@ def evaluate_nodes(
     batch, slots = tokens.shape
     points = x.shape[-1]
     _, second = structure(tokens)
-    row = jnp.arange(batch)
+    row = jnp.arange(batch, dtype=jnp.int32)
     inputs = jnp.broadcast_to(x, (batch, *x.shape[1:]))
 
     def step(registers: Array, i: Array) -> tuple[Array, None]:
@@ -126,14 +161,12 @@ def evaluate_nodes(
         out = jnp.broadcast_to(values[:, i][:, None], (batch, points))
         for v in range(x.shape[1]):
             out = jnp.where(token == 1 + v, inputs[:, v], out)
-        for op in OPERATORS:
-            result = op.jax(a) if op.arity == 1 else op.jax(a, b)
-            out = jnp.where(token == OPERATOR_TOKEN[op.name], result, out)
+        out = jnp.where(token >= FIRST_OPERATOR, apply_operator(token, a, b), out)
         out = jnp.where(jnp.isfinite(out), out, jnp.nan)
         return jax.lax.dynamic_update_index_in_dim(registers, out, i, 0), None
 
     start = jnp.zeros((slots + 1, batch, points), x.dtype)
-    registers, _ = jax.lax.scan(step, start, jnp.arange(slots), reverse=True)
+    registers, _ = jax.lax.scan(step, start, jnp.arange(slots, dtype=jnp.int32), reverse=True)
     return registers[:slots]
 
 
@@ -150,7 +183,7 @@ def additive_terms(tokens: Int[Array, "batch slots"], most: int) -> tuple[Int[Ar
     batch, slots = tokens.shape
     _, second = structure(tokens)
     splits = (tokens == OPERATOR_TOKEN["add"]) | (tokens == OPERATOR_TOKEN["sub"])
-    row = jnp.arange(batch)
+    row = jnp.arange(batch, dtype=jnp.int32)
 
     def step(open_: Array, i: Array) -> tuple[Array, Array]:
         is_open = open_[row, i]
@@ -160,7 +193,7 @@ def additive_terms(tokens: Int[Array, "batch slots"], most: int) -> tuple[Int[Ar
         return open_, is_open & ~splits[:, i]
 
     start = jnp.zeros((batch, slots + 1), bool).at[:, 0].set(True)
-    _, term = jax.lax.scan(step, start, jnp.arange(slots))
+    _, term = jax.lax.scan(step, start, jnp.arange(slots, dtype=jnp.int32))
     term = term.T & (tokens != END)
     order = jnp.argsort(~term, axis=1, stable=True)[:, :most]
     return order.astype(jnp.int32), jnp.take_along_axis(term, order, axis=1)
@@ -182,6 +215,8 @@ class Formula:
     def __post_init__(self) -> None:
         open_operands = 1
         for place, part in enumerate(self.parts):
+            if not isinstance(part, str) and not math.isfinite(part):
+                raise FormulaError(f"{part!r} is not a finite number")
             if open_operands == 0:
                 raise FormulaError(f"the formula is complete before part {place}, {part!r}; remove the rest")
             if isinstance(part, str) and part not in VARIABLES and part not in OPERATOR_TOKEN:
@@ -200,13 +235,17 @@ class Formula:
         """Prefix text, the exact inverse of `parse_prefix`."""
         return " ".join(p if isinstance(p, str) else repr(float(p)) for p in self.parts)
 
-    def evaluate(self, x: np.ndarray) -> np.ndarray:
-        """Values (points,) in float64 at x (variables, points); NaN where undefined over the reals."""
+    def evaluate(self, x: np.ndarray, constants: Sequence[float] | None = None) -> np.ndarray:
+        """Values (points,) in float64 at x (variables, points); NaN where undefined over the reals.
+
+        `constants`: other numbers to use in place of the formula's own, from left to right.
+        """
         x = np.asarray(x, np.float64)
+        numbers = list(self.constants() if constants is None else constants)
 
         def node(part: str | float, *operands: np.ndarray) -> np.ndarray:
             if not isinstance(part, str):
-                return np.full(x.shape[-1], float(part))
+                return np.full(x.shape[-1], numbers.pop())  # _fold goes from right to left
             return x[VARIABLES.index(part)] if part in VARIABLES else OPERATORS[OPERATOR_TOKEN[part] - FIRST_OPERATOR].numpy(*operands)
 
         with np.errstate(all="ignore"):
@@ -222,6 +261,12 @@ class Formula:
     def skeleton(self) -> tuple[str, ...]:
         """The formula with every number replaced by the letter c."""
         return tuple(p if isinstance(p, str) else "c" for p in self.parts)
+
+    def price(self) -> float:
+        """Nats to state the skeleton: every token's price, and `NESTING_PRICE` for a function directly inside a function."""
+        tokens = [FIRST_CONSTANT if not isinstance(p, str) else VOCABULARY.index(p) for p in self.parts]
+        nested = sum(bool(IS_FUNCTION[a] and IS_FUNCTION[b]) for a, b in itertools.pairwise(tokens))
+        return float(sum(TOKEN_PRICE[tokens]) + NESTING_PRICE * nested)
 
     def constants(self) -> tuple[float, ...]:
         """The numbers, from left to right in prefix order."""
@@ -335,7 +380,10 @@ def _from_ast(node: ast.expr) -> list[str | float]:
         case ast.Constant(value=bool()):
             raise FormulaError(f"expected a number, got {node.value!r}")
         case ast.Constant(value=int() | float() as number):
-            return [float(number)]
+            try:
+                return [float(number)]
+            except OverflowError:
+                raise FormulaError("a number in the formula is too large to be finite") from None
         case ast.Name(id=name):
             if name == "pi":
                 return [math.pi]

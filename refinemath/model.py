@@ -20,8 +20,9 @@ from refinemath.language import MAX_VARIABLES, SLOTS, VOCABULARY_SIZE, additive_
 from refinemath.newton_schulz import MUON, POLAR, orthogonalize
 
 MASK = VOCABULARY_SIZE  # the token of a slot about which nothing is known
-TERMS = 4
+TERMS = 6  # additive terms of a formula that get a coefficient of their own
 STABILISERS = ("rms", "soft", "polar", "muon")
+KEEP = 0.4  # weight of the old thought beside the seed and what is written; at 1 and without the seed it never comes to rest, see chapter 7
 
 
 @dataclass(frozen=True)
@@ -301,6 +302,7 @@ class Refiner(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         w, d = config.width, config.latent_dim
         self.stabiliser = config.stabiliser
+        self.variables = config.variables
         self.seed = nnx.Param(jax.random.normal(rngs.params(), (config.slots, d), jnp.float32))
         self.place = nnx.Param(0.5 * jax.random.normal(rngs.params(), (config.slots, w), jnp.float32))
         self.token = nnx.Param(0.5 * jax.random.normal(rngs.params(), (VOCABULARY_SIZE + 1, w), jnp.float32))
@@ -322,10 +324,12 @@ class Refiner(nnx.Module):
 
     def logits(self, z: Float[Array, "batch slots dim"]) -> Float[Array, "batch slots vocabulary"]:
         """What each slot says: scores of all tokens, before the grammar.  Chapter 8."""
-        return _dense(z * jnp.float32(z.shape[-1] ** 0.5), self.head[...]) + self.bias[...][None]
+        logits = _dense(z * jnp.float32(z.shape[-1] ** 0.5), self.head[...]) + self.bias[...][None]
+        absent = (jnp.arange(VOCABULARY_SIZE) > self.variables) & (jnp.arange(VOCABULARY_SIZE) <= MAX_VARIABLES)
+        return jnp.where(absent, -1e9, logits)
 
     def __call__(self, z: Float[Array, "batch slots dim"], encoded: Encoded, candidate: Candidate) -> Float[Array, "batch slots dim"]:
-        """Look at the points, the candidate and its residual; move the latent; stabilise it."""
+        """Look at the points, the candidate and its residual; Z_{t+1} = stabilise(KEEP Z_t + seed + what is written)."""
         each = encoded.each + self.feedback_mix(_activate(self.feedback(feedback_features(candidate, encoded.points))))
         point_key, point_value = self.point_key_value(each)
         summary_key, summary_value = self.summary_key_value(encoded.summary)
@@ -337,7 +341,8 @@ class Refiner(nnx.Module):
         h = self.read(z * jnp.float32(z.shape[-1] ** 0.5)) + self.place[...][None] + self.token[...][candidate.tokens] + numbers
         for block in self.blocks:
             h = block(h, key_value, mask)
-        return stabilise(z + self.write(self.write_norm(h)) * jnp.float32(z.shape[-1] ** -0.5), self.stabiliser)
+        anchor = stabilise(self.seed[...][None], self.stabiliser)
+        return stabilise(KEEP * z + anchor + self.write(self.write_norm(h)) * jnp.float32(z.shape[-1] ** -0.5), self.stabiliser)
 
 
 class Model(nnx.Module):

@@ -19,9 +19,25 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from refinemath import grammar
-from refinemath.fit import levenberg_marquardt
-from refinemath.language import CONSTANT_BINS, END, FIRST_CONSTANT, FIRST_OPERATOR, OPERATOR_TOKEN, TOKEN_VALUE, is_constant, structure
-from refinemath.model import Candidate, Encoded, Points, choose, execute, no_candidate
+from refinemath.fit import centre, levenberg_marquardt, orthonormal, without
+from refinemath.language import (
+    CONSTANT_BINS,
+    END,
+    FIRST_CONSTANT,
+    FIRST_OPERATOR,
+    IS_FUNCTION,
+    NESTING_PRICE,
+    OPERATOR_TOKEN,
+    TOKEN_PRICE,
+    TOKEN_VALUE,
+    VOCABULARY_SIZE,
+    additive_terms,
+    evaluate,
+    evaluate_nodes,
+    is_constant,
+    structure,
+)
+from refinemath.model import TERMS, Candidate, Encoded, Points, choose, execute, no_candidate
 
 POINTS = 64  # the network and the search look at no more points than this
 
@@ -33,6 +49,7 @@ class Budget:
     thoughts: int = 32
     samples: int = 128  # formulas drawn from each thought at each step
     edits: int = 1024  # random edits of the best formulas at each step
+    extend: int = 64  # remembered formulas that are offered the terms they lack, at each step
     fits: int = 4  # formulas of each thought whose constants are fitted at each step
     fit_steps: int = 4
     keep: int = 128  # formulas remembered
@@ -85,15 +102,21 @@ def skeleton_hash(tokens: Int[Array, "batch slots"]) -> Int[Array, " batch"]:
 
 
 def cost_of(tokens: Int[Array, "batch slots"], fvu: Float[Array, " batch"], points: Array) -> Float[Array, " batch"]:
-    """Description length in nats, see `fit.description_length`; infinite where the formula is undefined."""
-    length = jnp.sum(tokens != END, axis=1)
-    numbers = jnp.sum(is_constant(tokens), axis=1)
-    fvu = jnp.where(jnp.isfinite(fvu), fvu, jnp.inf)
-    return 1.5 * length + 2.0 * numbers + 0.5 * points * jnp.log(fvu + 1e-13)
+    """Description length in nats, much as `fit.description_length`; infinite where the formula is undefined.
+
+    Leverages are not known here; the numbers pay as in the corrected criterion of Akaike (Hurvich & Tsai 1989) instead.
+    """
+    function = jnp.asarray(IS_FUNCTION)[tokens]
+    nested = jnp.sum(function[:, :-1] & function[:, 1:], axis=1, dtype=jnp.int32).astype(jnp.float32)
+    splits = (tokens == OPERATOR_TOKEN["add"]) | (tokens == OPERATOR_TOKEN["sub"])
+    numbers = 2.0 + jnp.sum(is_constant(tokens) | splits, axis=1, dtype=jnp.int32).astype(jnp.float32)  # every sum counted as one more term
+    price = numbers * jnp.minimum(points / jnp.maximum(points - numbers - 1.0, 0.5), 8.0)
+    price = price + jnp.sum(jnp.asarray(TOKEN_PRICE)[tokens], axis=1) + NESTING_PRICE * nested
+    return price + 0.5 * points * jnp.log(jnp.where(jnp.isfinite(fvu), fvu, jnp.inf) + 1e-13)
 
 
 def merge(pool: Pool, new: Candidate, points: Array) -> Pool:
-    """The pool with new formulas put in: the best of each skeleton, the `keep` best of these."""
+    """The pool with new formulas put in: the best of each skeleton and of each residual, of these the `keep` best and the two best of every length."""
     keep = pool.fvu.shape[0]
     everything = jax.tree.map(
         lambda a, b: jnp.concatenate([a, b]), pool, Pool(new.tokens, new.values, new.fitted, new.fvu, cost_of(new.tokens, new.fvu, points))
@@ -101,8 +124,17 @@ def merge(pool: Pool, new: Candidate, points: Array) -> Pool:
     name = skeleton_hash(everything.tokens)
     order = jnp.lexsort((everything.cost, name))
     repeated = jnp.concatenate([jnp.zeros(1, bool), name[order][1:] == name[order][:-1]])
-    cost, best = jax.lax.top_k(-jnp.where(repeated, jnp.inf, everything.cost[order]), keep)
-    return jax.tree.map(lambda a: a[order[best]], everything)._replace(cost=-cost)
+    cost = jnp.where(repeated, jnp.inf, everything.cost[order])
+    # the same function in other words leaves the same residual; of such formulas the cheapest stays
+    level = jnp.round(jnp.log(jnp.maximum(everything.fvu[order], 1e-14)) * 1e4)
+    by_level = jnp.lexsort((cost, level))
+    cost = cost.at[by_level[1:]].set(jnp.where(level[by_level[1:]] == level[by_level[:-1]], jnp.inf, cost[by_level[1:]]))
+    length = jnp.sum(everything.tokens[order] != END, axis=1, dtype=jnp.int32)
+    by_length = jnp.lexsort((cost, length))
+    leads = jnp.zeros_like(repeated).at[by_length].set(length[by_length] != jnp.roll(length[by_length], 2))
+    best = jax.lax.top_k(-jnp.where(leads & jnp.isfinite(cost), cost - 1e6, cost), keep)[1]
+    best = best[jnp.argsort(cost[best])]
+    return jax.tree.map(lambda a: a[order[best]], everything)._replace(cost=cost[best])
 
 
 def most_promising(candidates: Candidate, groups: int, most: int, points: Array) -> Int[Array, " chosen"]:
@@ -122,24 +154,29 @@ def edit(key: Array, tokens: Int[Array, "batch slots"], values: Float[Array, "ba
     of its arity.  What would not fit into the slots stays as it was.  Chapter 8.
     """
     batch, slots = tokens.shape
-    k = jax.random.split(key, 8)
-    row = jnp.arange(batch)
+    u = jax.random.uniform(key, (8, batch))
+
+    def below(u: Array, high: Array | int) -> Array:
+        """Whole numbers from 0 to high - 1."""
+        return (u * jnp.asarray(high, jnp.float32)).astype(jnp.int32)
+
+    row = jnp.arange(batch, dtype=jnp.int32)
     size, _ = structure(tokens)
-    length = jnp.sum(tokens != END, axis=1)
-    at = (jax.random.uniform(k[0], (batch,)) * length).astype(jnp.int32)
-    donor = donors[jax.random.randint(k[1], (batch,), 0, donors.shape[0])]
+    length = jnp.sum(tokens != END, axis=1, dtype=jnp.int32)
+    at = below(u[0], length)
+    donor = donors[below(u[1], donors.shape[0])]
     donor_size, _ = structure(donor)
-    start = (jax.random.uniform(k[2], (batch,)) * jnp.sum(donor != END, axis=1)).astype(jnp.int32)
+    start = below(u[2], jnp.sum(donor != END, axis=1, dtype=jnp.int32))
     insert_size = donor_size[row, start]
     removed = size[row, at]
-    place = jnp.arange(slots)[None]
+    place = jnp.arange(slots, dtype=jnp.int32)[None]
 
     # 0: subtree of the donor in place of the subtree at `at`; 1: `at` wrapped as op(at) or op(at, leaf); 2: same arity
-    kind = jax.random.categorical(k[3], jnp.log(jnp.asarray([0.5, 0.3, 0.2])), shape=(batch,))
-    unary = jax.random.randint(k[4], (batch,), OPERATOR_TOKEN["neg"], FIRST_OPERATOR + len(TOKEN_VALUE) - FIRST_OPERATOR)
-    binary = jax.random.randint(k[4], (batch,), OPERATOR_TOKEN["add"], OPERATOR_TOKEN["div"] + 1)
-    leaf = jnp.where(jax.random.bernoulli(k[5], 0.5, (batch,)), 1, jax.random.randint(k[6], (batch,), FIRST_CONSTANT, FIRST_OPERATOR))
-    wrap_binary = jax.random.bernoulli(k[5], 0.6, (batch,))
+    kind = (u[3] > 0.5).astype(jnp.int32) + (u[3] > 0.8).astype(jnp.int32)
+    unary = OPERATOR_TOKEN["neg"] + below(u[4], VOCABULARY_SIZE - OPERATOR_TOKEN["neg"])
+    binary = OPERATOR_TOKEN["add"] + below(u[4], 4)
+    leaf = jnp.where(u[5] < 0.5, 1, FIRST_CONSTANT + below(u[6], len(CONSTANT_BINS)))
+    wrap_binary = u[7] < 0.6
 
     def splice(head: Array, inserted: Array, inserted_size: Array, skip: Array) -> tuple[Array, Array]:
         """tokens[:head] + inserted[:inserted_size] + tokens[head + skip:], with values; True where it fits."""
@@ -167,6 +204,71 @@ def edit(key: Array, tokens: Int[Array, "batch slots"], values: Float[Array, "ba
     numbers = jnp.where((kind == 0)[:, None], cut_values, jnp.where((kind == 1)[:, None], wrapped_values, swap_values))
     fits = jnp.where(kind == 0, cut_length, jnp.where(kind == 1, wrapped_length, length)) <= slots
     return jnp.where(fits[:, None], chosen, tokens), jnp.where(fits[:, None], numbers, values)
+
+
+class Library(NamedTuple):
+    """Short formulas with numbers, and their values on the points, centred and of length 1 (0 where undefined)."""
+
+    tokens: Int[Array, "entries slots"]
+    values: Float[Array, "entries slots"]
+    unit: Float[Array, "entries points"]
+
+
+def make_library(key: Array, skeletons: Int[Array, "start slots"], points: Points, copies: int = 6) -> Library:
+    """Every skeleton `copies` times, with constants drawn from the bins, a quarter of them ten times as large."""
+    tokens = jnp.tile(skeletons.astype(jnp.int32), (copies, 1))
+    u = jax.random.uniform(key, tokens.shape) * (4 * len(CONSTANT_BINS))
+    place = u.astype(jnp.int32)
+    tokens = jnp.where(is_constant(tokens), FIRST_CONSTANT + place // 4, tokens)
+    values = jnp.asarray(TOKEN_VALUE)[tokens] * jnp.where(place % 4 == 0, 10.0, 1.0)
+    y = evaluate(tokens, values, points.x)
+    defined = jnp.all(jnp.abs(jnp.where(points.mask, y, 0.0)) < 1e12, axis=1, keepdims=True)
+    y = centre(jnp.where(defined, y, 0.0), jnp.broadcast_to(points.mask, y.shape))[0]
+    size = jnp.sqrt(jnp.sum(y**2, axis=1, keepdims=True))
+    return Library(tokens, values, jnp.where(size > 0, y / jnp.maximum(size, 1e-30), 0.0))
+
+
+def sweep(library: Library, points: Points, keep: int) -> Candidate:
+    """The `keep` entries that explain y best up to scale and offset; their FVU is exact to about 1e-6."""
+    centred, mean = centre(points.y, points.mask)
+    size = jnp.sqrt(jnp.sum(centred**2))
+    gain = (library.unit @ centred[0]) / jnp.maximum(size, 1e-30)
+    best = jax.lax.top_k(jnp.abs(gain), keep)[1]
+    fitted = mean + jnp.where(points.mask, gain[best, None] * size * library.unit[best], 0.0)
+    return Candidate(library.tokens[best], library.values[best], fitted, jnp.maximum(1.0 - gain[best] ** 2, 1e-6))
+
+
+def extend(pool: Pool, library: Library, points: Points, most: int, choices: int = 4) -> tuple[Int[Array, "batch slots"], Float[Array, "batch slots"]]:
+    """The first `most` formulas of the pool, each plus a short term: from each of `choices` parts of the library the one that explains most
+    of what the formula leaves over (orthogonal matching pursuit, Pati et al. 1993).  What would not fit into the slots gets no term.  Chapter 8.
+    """
+    tokens, values = pool.tokens[:most], pool.values[:most]
+    slots = tokens.shape[1]
+    slots_of, term = additive_terms(tokens, TERMS)
+    mask = jnp.broadcast_to(points.mask, (most, points.mask.shape[1]))
+    basis = evaluate_nodes(tokens, values, points.x)[slots_of, jnp.arange(most, dtype=jnp.int32)[:, None]]
+    rows, _ = orthonormal(basis, term, mask)
+    residual = without(centre(jnp.broadcast_to(points.y, mask.shape), mask)[0], rows)
+    left_over = 1.0 - jnp.sum((rows @ library.unit.T) ** 2, axis=1)  # of each entry, once the formula's own terms are taken out
+    gain = jnp.where(left_over > 1e-3, (residual @ library.unit.T) ** 2 / jnp.maximum(left_over, 1e-3), 0.0)
+    length = jnp.sum(tokens != END, axis=1, dtype=jnp.int32)
+    entry_length = jnp.sum(library.tokens != END, axis=1, dtype=jnp.int32)
+    gain = jnp.where(length[:, None] + entry_length[None] < slots, gain, 0.0)
+    part = gain.shape[1] // choices
+    best = jnp.argmax(gain[:, : part * choices].reshape(most, choices, part), axis=-1).astype(jnp.int32) + part * jnp.arange(choices, dtype=jnp.int32)
+    useful = jnp.take_along_axis(gain, best, axis=1) > 0
+    m = entry_length[best][..., None]
+    place = jnp.arange(slots, dtype=jnp.int32)[None, None]
+
+    def join(first: Array, second: Array, head: int | float) -> Array:
+        """`head`, then the entry, then the formula."""
+        entry = jnp.take_along_axis(first[best], jnp.clip(place - 1, 0, slots - 1), axis=2)
+        own = jnp.broadcast_to(second[:, None], entry.shape)
+        rest = jnp.take_along_axis(own, jnp.clip(place - 1 - m, 0, slots - 1), axis=2)
+        joined = jnp.where(place == 0, jnp.asarray(head, first.dtype), jnp.where(place <= m, entry, rest))
+        return jnp.where(useful[..., None], joined, own).reshape(-1, slots)
+
+    return join(library.tokens, tokens, OPERATOR_TOKEN["add"]), join(library.values, values, 0.0)
 
 
 def from_prior(key: Array, prior: Int[Array, "formulas slots"], count: int) -> Int[Array, "count slots"]:
@@ -239,17 +341,27 @@ def think(
 
     def propose(carry: Carry) -> Carry:
         """Draw, execute, fit, remember, and give every thought its next candidate."""
-        key, k_draw, k_edit, k_parent, k_move, k_which = jax.random.split(carry.key, 6)
+        key, k_draw, k_edit, k_other = jax.random.split(carry.key, 4)
+        u = jax.random.uniform(k_other, (2 * thoughts + budget.edits,), minval=1e-6)
+        u_lag, u_which, u_parent = u[:thoughts], u[thoughts : 2 * thoughts], u[2 * thoughts :]
+
+        def mostly_first(u: Array, typical: float) -> Array:
+            """Places in the pool, exponentially distributed with the mean `typical`."""
+            return jnp.minimum((-jnp.log(u) * typical).astype(jnp.int32), budget.keep - 1)
+
         pool = carry.pool
         tokens = draw(k_draw, carry.z)
         values = jnp.asarray(TOKEN_VALUE)[tokens]
         own = tokens.shape[0]
         if budget.edits:
-            rank = jnp.minimum((jax.random.exponential(k_parent, (budget.edits,)) * budget.keep / 5).astype(jnp.int32), budget.keep - 1)
+            rank = mostly_first(u_parent, budget.keep / 5)
             parents = jnp.where(jnp.isfinite(pool.fvu[rank]), rank, 0)
             donors = jnp.concatenate([pool.tokens, tokens[: budget.keep]])
             edited, edited_values = edit(k_edit, pool.tokens[parents], pool.values[parents], donors)
             tokens, values = jnp.concatenate([tokens, edited]), jnp.concatenate([values, edited_values])
+            if start.shape[0]:
+                extended, extended_values = extend(pool, library, points, min(budget.extend, budget.keep))
+                tokens, values = jnp.concatenate([tokens, extended]), jnp.concatenate([values, extended_values])
         drawn = execute(tokens, values, points)
         chosen = most_promising(jax.tree.map(lambda a: a[:own], drawn), thoughts, budget.fits, count)
         if budget.edits:
@@ -257,7 +369,7 @@ def think(
         again = min(64, budget.keep)  # the constants of the best remembered formulas go on being fitted
         tokens = jnp.concatenate([tokens[chosen], pool.tokens[:again]])
         values = jnp.concatenate([values[chosen], pool.values[:again]])
-        fit = levenberg_marquardt(tokens, values, points.x, points.y, points.mask, steps=budget.fit_steps)
+        fit = levenberg_marquardt(tokens, values, points.x, points.y, points.mask, steps=budget.fit_steps, terms=TERMS)
         fitted = Candidate(tokens, fit.values, fit.fitted, fit.fvu)
         pool = merge(pool, fitted, count)
         each = cost_of(fitted.tokens, fitted.fvu, count)[: thoughts * budget.fits].reshape(thoughts, budget.fits)
@@ -265,8 +377,8 @@ def think(
         now, old = jax.tree.map(lambda a: a[best], fitted), carry.candidate
         candidate = choose(cost_of(now.tokens, now.fvu, count) < cost_of(old.tokens, old.fvu, count), now, old)
         # a thought whose candidate lags behind takes one of the remembered ones
-        pick = jnp.minimum((jax.random.exponential(k_which, (thoughts,)) * thoughts / 4).astype(jnp.int32), budget.keep - 1)
-        lags = (cost_of(candidate.tokens, candidate.fvu, count) > pool.cost[budget.keep // 2]) & jax.random.bernoulli(k_move, 0.3, (thoughts,))
+        pick = mostly_first(u_which, thoughts / 4)
+        lags = (cost_of(candidate.tokens, candidate.fvu, count) > pool.cost[budget.keep // 2]) & (u_lag < 0.3)
         shared = Candidate(*(a[pick] for a in pool[:-1]))
         candidate = choose(lags & jnp.isfinite(shared.fvu), shared, candidate)
         found_at = jnp.where(pool.cost[0] < carry.pool.cost[0] - 0.5, carry.step + 1, carry.found_at)
@@ -300,11 +412,8 @@ def think(
         jnp.zeros((budget.keep, points.y.shape[1]), jnp.float32), jnp.full(budget.keep, jnp.inf), jnp.full(budget.keep, jnp.inf),
     )  # fmt: skip
     if start.shape[0]:
-        tokens = jnp.tile(start.astype(jnp.int32), (6, 1))
-        constants = FIRST_CONSTANT + jax.random.randint(k_start, tokens.shape, 0, len(CONSTANT_BINS))
-        tokens = jnp.where(is_constant(tokens), constants, tokens)
-        swept = execute(tokens, jnp.asarray(TOKEN_VALUE)[tokens], points)
-        pool = merge(pool, jax.tree.map(lambda a: a[most_promising(swept, 1, budget.keep, count)], swept), count)
+        library = make_library(k_start, start, points)
+        pool = merge(pool, sweep(library, points, budget.keep), count)
     zero = jnp.zeros((), jnp.int32)
     carry = Carry(z, no_candidate(spread, slots), pool, jnp.zeros(thoughts, jnp.int32), zero, zero, key, blank)
     carry = jax.lax.while_loop(going_on, step, carry)

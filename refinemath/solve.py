@@ -19,8 +19,8 @@ import sympy
 from flax import nnx
 
 from refinemath import checkpoint
-from refinemath.fit import Solution, description_length, linear_solution, polish, snap
-from refinemath.language import SLOTS, VARIABLES, Formula, FormulaError, decode, encode, parse, parse_prefix, split_terms
+from refinemath.fit import Solution, description_length, leave_one_out, linear_solution, polish, snap
+from refinemath.language import END, SLOTS, VARIABLES, Formula, FormulaError, decode, encode, parse, parse_prefix, split_terms
 from refinemath.model import Config, Model, Points
 from refinemath.search import POINTS, Budget, Outcome, think
 
@@ -163,20 +163,21 @@ def prepare(x: np.ndarray, y: np.ndarray) -> Prepared:
 # ---------------------------------------------------------------- the choice
 
 
-def fit_double(outcome: Outcome, prepared: Prepared, *, most: int = 16) -> list[Solution]:
-    """The best formulas of a search with all numbers fitted again in float64, best description first."""
-    solutions = []
-    floor = np.inf
-    for i in range(most):
-        if not np.isfinite(outcome.pool.cost[i]):
-            break
-        formula = decode(np.asarray(outcome.pool.tokens[i]), np.asarray(outcome.pool.values[i], np.float64))
-        solution = polish(split_terms(formula), prepared.u, prepared.y)
+def fit_double(outcome: Outcome, prepared: Prepared, *, most: int = 12, each: int = 2) -> list[Solution]:
+    """The `most` best formulas of a search and the `each` best of every length, numbers fitted again in float64; best description first."""
+    tokens, cost = np.asarray(outcome.pool.tokens), np.asarray(outcome.pool.cost)
+    values, length = np.asarray(outcome.pool.values, np.float64), np.count_nonzero(tokens != END, axis=1)
+    seen = dict.fromkeys(length.tolist(), 0)
+    solutions: list[Solution] = []
+    for i in np.flatnonzero(np.isfinite(cost)):
+        seen[int(length[i])] += 1
+        if i >= most and seen[int(length[i])] > each:
+            continue
+        solution = polish(split_terms(decode(tokens[i], values[i])), prepared.u, prepared.y)
         if solution is not None:
-            solutions.append(solution)
-            if min(solution.fvu, floor) < EXACT and i >= 3:
+            solutions.append(leave_one_out(solution, prepared.u, prepared.y))
+            if len(solutions) >= 4 and min(s.fvu for s in solutions) < EXACT:
                 break
-            floor = min(floor, solution.fvu)
     return sorted(solutions, key=lambda s: description_length(s, len(prepared.y)))
 
 
@@ -205,17 +206,23 @@ def rescale(solution: Solution, prepared: Prepared) -> Solution | None:
     return linear_solution(scaled, prepared.x, prepared.y)
 
 
-def choose_solution(front: list[Solution], prepared: Prepared, *, most: int = 3) -> Solution | None:
-    """The formula of least description length, its numbers polished in the user's units and snapped."""
+def choose_solution(front: list[Solution], prepared: Prepared, *, most: int = 6) -> Solution | None:
+    """The formula of least description length among the `most` best, their numbers polished in the user's units and snapped."""
     n = len(prepared.y)
-    finished = []
-    for solution in front[:most]:
-        polished = polish(solution.terms, prepared.u, prepared.y)
-        back = rescale(polished, prepared) if polished is not None else None
-        if back is not None:
-            finished.append(snap(back, prepared.x, prepared.y))
-            if finished[-1].fvu < EXACT:
+    finished: list[Solution] = []
+    back: list[Solution] = []
+    for solution in front[: 3 * most]:
+        if any(abs(solution.fvu - other.fvu) <= 1e-6 * solution.fvu for other in back):
+            continue  # the same function in other words
+        own = rescale(solution, prepared)
+        if own is not None:
+            back.append(leave_one_out(own, prepared.x, prepared.y))
+            if own.fvu < EXACT:
                 break
+    for solution in sorted(back, key=lambda s: description_length(s, n))[:most]:
+        finished.append(snap(solution, prepared.x, prepared.y))
+        if finished[-1].fvu < EXACT:
+            break
     return min(finished, key=lambda s: description_length(s, n)) if finished else None
 
 

@@ -45,10 +45,11 @@ class Recipe:
     own_samples: int = 8  # samples drawn from the thought, of which the best is executed next
     noise: float = 0.3  # size of the noise in Z_0
     go_on: float = 0.5  # share of the batch that continues from the step before
-    stillness: float = 0.5  # weight of the squared relative velocity of thoughts whose candidate did not change
+    stillness: float = 0.2  # weight of the relative velocity of thoughts whose candidate did not change
     ema: float = 0.999
     seed: int = 0
     bank_per_length: int = 100_000
+    start_from: str = ""  # a weights file whose parameters the run starts from; empty for random ones
 
 
 class Thoughts(NamedTuple):
@@ -129,7 +130,7 @@ def loss_fn(params: Any, graph: Any, thoughts: Thoughts, key: Array, recipe: Rec
         before, z = z, model.refiner(z, encoded, candidate)
         velocity = jnp.sum((z - before) ** 2, axis=(1, 2)) / jnp.sum(before**2, axis=(1, 2))
         metrics[f"velocity_{t + 1}"] = jnp.sqrt(jnp.sum(velocity * still) / jnp.maximum(jnp.sum(still), 1.0))
-        total = total + recipe.stillness * recipe.unroll * jnp.mean(velocity * still)
+        total = total + recipe.stillness * jnp.mean(jnp.sqrt(velocity + 1e-12) * still)
         logits = model.refiner.logits(z)
         log_p = jax.nn.log_softmax(logits, axis=-1)
         cross_entropy = -jnp.sum(jnp.take_along_axis(log_p, e.tokens[..., None], axis=-1)[..., 0] * slot_weight)
@@ -207,6 +208,8 @@ def make_trainer(config: Config, recipe: Recipe, bank: Bank, probes: Array | Non
     def init() -> State:
         model = Model(config, rngs=nnx.Rngs(recipe.seed))
         params = nnx.state(model)
+        if recipe.start_from:
+            params, _ = checkpoint.load(Path(recipe.start_from), params)
         thoughts = fresh_thoughts(jax.random.fold_in(root, 2**32 - 1), model, bank, recipe, weights, probes, config)
         return State(params, jax.tree.map(jnp.copy, params), optimizer.init(params), thoughts, jnp.zeros((), jnp.int32))
 

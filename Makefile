@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
 .PHONY: solve test unit notebooks-test lint book pages browse slides pdf notebooks sync-check clean
 
@@ -32,14 +31,9 @@ notebooks-test: $(READY)
 sync-check: $(READY)
 	$(BIN)/python -m pytest tests/book
 
-# re-execute everything and write both forms of every notebook
+# re-execute the notebooks, all or those whose name begins with ONLY, and write both forms of each
 notebooks: $(READY)
-	$(BIN)/python book/frame.py
-	for n in $(NOTEBOOKS); do \
-	  $(BIN)/jupytext --sync $$n && \
-	  $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=600 --ExecutePreprocessor.record_timing=False $$n && \
-	  $(BIN)/jupytext --sync $$n || exit 1; \
-	done
+	$(BIN)/python book/execute.py $(ONLY)
 
 # the strict build from the committed outputs; the slides are made with it, in _build/html/slides
 pages slides: $(READY)

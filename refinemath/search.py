@@ -292,7 +292,11 @@ class Carry(NamedTuple):
     trace: Trace
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "budget"))
+# XLA's newer code generator for the CPU makes loops a fifth faster but needs half as long again to compile them, and a first answer waits for that.
+_QUICK_TO_COMPILE = {"xla_cpu_use_fusion_emitters": False}
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "budget"), compiler_options=_QUICK_TO_COMPILE)
 def think(
     params: Any,
     graph: Any,
@@ -306,7 +310,7 @@ def think(
 ) -> Outcome:
     """Search with K thoughts at once.
 
-    `points` is one scatter plot (batch size 1, at most 64 points, sorted by x where there is one variable).  `start` are skeletons that are
+    `points` is one scatter plot (batch size 1, 32 or 64 of them, padded, sorted by x where there is one variable).  `start` are skeletons that are
     tried before the loop (all short formulas, or none: shape (0, slots)).  `prior` serves the null model alone.  The whole search is one
     compiled program; memory does not grow with the number of steps taken.
     """
@@ -316,7 +320,7 @@ def think(
     count = jnp.sum(points.mask).astype(jnp.float32)
     key, k_noise, k_start = jax.random.split(key, 3)
     spread = Points(*(jnp.broadcast_to(a, (thoughts, *a.shape[1:])) for a in points))
-    sketch = jax.random.normal(jax.random.key(7), (slots * dim, 8)) / jnp.sqrt(jnp.float32(slots * dim))
+    sketch = jax.random.rademacher(jax.random.key(7), (slots * dim, 8), jnp.float32) / jnp.sqrt(jnp.float32(slots * dim))
 
     if budget.network:
         one = model.encoder(points)
@@ -352,7 +356,6 @@ def think(
         pool = carry.pool
         tokens = draw(k_draw, carry.z)
         values = jnp.asarray(TOKEN_VALUE)[tokens]
-        own = tokens.shape[0]
         if budget.edits:
             rank = mostly_first(u_parent, budget.keep / 5)
             parents = jnp.where(jnp.isfinite(pool.fvu[rank]), rank, 0)
@@ -362,10 +365,9 @@ def think(
             if start.shape[0]:
                 extended, extended_values = extend(pool, library, points, min(budget.extend, budget.keep))
                 tokens, values = jnp.concatenate([tokens, extended]), jnp.concatenate([values, extended_values])
-        drawn = execute(tokens, values, points)
-        chosen = most_promising(jax.tree.map(lambda a: a[:own], drawn), thoughts, budget.fits, count)
-        if budget.edits:
-            chosen = jnp.concatenate([chosen, own + most_promising(jax.tree.map(lambda a: a[own:], drawn), 8, 8, count)])
+        groups = tokens.shape[0] // budget.samples  # first one of each thought, then those of the edits
+        drawn = execute(tokens[: groups * budget.samples], values[: groups * budget.samples], points)
+        chosen = most_promising(drawn, groups, budget.fits, count)
         again = min(64, budget.keep)  # the constants of the best remembered formulas go on being fitted
         tokens = jnp.concatenate([tokens[chosen], pool.tokens[:again]])
         values = jnp.concatenate([values[chosen], pool.values[:again]])

@@ -140,7 +140,7 @@ class Prepared:
 
 
 def prepare(x: np.ndarray, y: np.ndarray) -> Prepared:
-    """Scale each variable into the range the model was trained on, choose at most 64 points, sort, pad."""
+    """Scale each variable into the range the model was trained on, choose at most 64 points, sort, pad to 32 or 64."""
     top = np.max(np.abs(x), axis=0)
     factor = np.array([1.0 if 0.4 <= t <= 13 else float(f"{t / 5:.0e}") for t in top])
     u = (x / factor).T
@@ -151,11 +151,12 @@ def prepare(x: np.ndarray, y: np.ndarray) -> Prepared:
     centre = float(np.mean(target))
     target = target - centre if abs(centre) > 10 * float(np.std(target)) else target
     target = target / (float(np.sqrt(np.mean(target**2))) or 1.0)
-    pad = POINTS - len(chosen)
+    room = POINTS // 2 if n <= POINTS // 2 else POINTS
+    pad = room - len(chosen)
     points = Points(
         jnp.asarray(np.pad(u[:, chosen], ((0, 0), (0, pad)))[None], jnp.float32),
         jnp.asarray(np.pad(target, (0, pad))[None], jnp.float32),
-        jnp.asarray((np.arange(POINTS) < len(chosen))[None]),
+        jnp.asarray((np.arange(room) < len(chosen))[None]),
     )
     return Prepared(points, factor, u, x.T, y)
 

@@ -1,0 +1,65 @@
+"""Write the tables of README.md from their records; `--check` only says whether they are up to date.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; nobody edits it by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+SYSTEMS = {"refinemath": "RefineMath", "null-edits": "without the network", "null": "blind draws alone"}
+PARTS = {"suites": "benchmark formulas", "heldout": "held-out formulas of 3 to 12 tokens", "noise": "the same with 1 % noise", "real": "real data, textbook form"}
+
+
+def evaluation(record: dict[str, Any]) -> str:
+    """Recovered problems of every part and system, and the median seconds of a solve."""
+    results = record["results"]
+    parts = [p for p in PARTS if any(f"{s}/{p}" in results for s in SYSTEMS)]
+    lines = ["| recovered | " + " | ".join(SYSTEMS.values()) + " |", "|---|" + "---|" * len(SYSTEMS)]
+
+    def cell(system: str, part: str) -> str:
+        one = results.get(f"{system}/{part}")
+        return "not run" if one is None else f"{one['summary']['recovered']} of {one['summary']['problems']}"
+
+    for part in parts:
+        lines.append(f"| {PARTS[part]} | " + " | ".join(cell(s, part) for s in SYSTEMS) + " |")
+    seconds = [results[f"{s}/heldout"]["summary"]["seconds_median"] if f"{s}/heldout" in results else None for s in SYSTEMS]
+    lines.append("| median seconds, held-out | " + " | ".join("not run" if s is None else f"{s:.1f}" for s in seconds) + " |")
+    settled = results["refinemath/heldout"]["summary"]["converged"]
+    text = f"Measured on {record['date']} with `{record['command']}` (commit {record['commit']}, {record['hardware']}), {record['time_budget']:g} s a problem."
+    return "\n".join([*lines, "", text, f"The latent settled under the threshold on {settled:.0%} of the held-out problems."])
+
+
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {"evaluation": ("evaluation.json", evaluation)}
+
+
+def filled(text: str) -> str:
+    """The text with every table made anew."""
+
+    def table(match: re.Match[str]) -> str:
+        file, make = TABLES[match.group(1)]
+        record = json.loads((ROOT / "results" / file).read_text(encoding="utf-8"))
+        return f"<!-- table: {match.group(1)} -->\n{make(record)}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (\w+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+def main() -> int:
+    """0 if README.md holds the tables of its records, after writing them unless only checking."""
+    path = ROOT / "README.md"
+    old = path.read_text(encoding="utf-8")
+    new = filled(old)
+    if old != new and "--check" not in sys.argv:
+        path.write_text(new, encoding="utf-8")
+        return 0
+    return int(old != new)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -13,18 +13,24 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from flax import nnx
 
 from refinemath import RefineMath, Result
-from refinemath.data import Bank, make_bank
+from refinemath.data import Bank, Examples, make_bank
 from refinemath.evaluate import Problem, environment, recovered
 from refinemath.heldout import training_exclusions
-from refinemath.model import Config
+from refinemath.language import END
+from refinemath.model import Config, Model, Points
+from refinemath.solve import prepare
+from refinemath.train import Recipe, make_optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "data"
@@ -111,14 +117,19 @@ def difference(a: Any, b: Any, *, seed: int = 0) -> dict[str, float]:
 # ---------------------------------------------------------------- clocks and memory
 
 
-def clock(call: Callable[[], Any], *, repeats: int = 5) -> float:
-    """Median seconds of a call that has been compiled already."""
+def times(call: Callable[[], Any], *, repeats: int = 5) -> list[float]:
+    """Seconds of each of several calls of something that has been compiled already."""
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
         jax.block_until_ready(call())
         seconds.append(time.perf_counter() - began)
-    return float(np.median(seconds))
+    return seconds
+
+
+def clock(call: Callable[[], Any], *, repeats: int = 5) -> float:
+    """Median seconds of a call that has been compiled already."""
+    return float(np.median(times(call, repeats=repeats)))
 
 
 def matmul_peak(size: int = 1024, *, repeats: int = 7) -> float:
@@ -126,7 +137,7 @@ def matmul_peak(size: int = 1024, *, repeats: int = 7) -> float:
     a = jax.random.normal(jax.random.key(0), (size, size))
     product = jax.jit(lambda u: u @ u)
     jax.block_until_ready(product(a))
-    return 2 * size**3 / min(clock(lambda: product(a), repeats=1) for _ in range(repeats))
+    return 2 * size**3 / min(times(lambda: product(a), repeats=repeats))
 
 
 def one_core(core: int) -> None:
@@ -188,6 +199,53 @@ def keep_compiled(folder: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
+# ---------------------------------------------------------------- training something else than the shipped recipe
+
+
+def fit(
+    loss: Callable[[Any, jax.Array], jax.Array], params: Any, recipe: Recipe, *, seconds: float, steps: int | None = None, now: Any = time.process_time
+) -> tuple[Any, dict[str, Any]]:
+    """Minimise `loss(params, key)` for so many seconds with the optimizer, warm-up, decay and averaging of a recipe; averaged weights and a log.
+
+    The cost of a step is measured first and the number of steps follows, so the learning rate falls to zero at the end; `steps` in the log repeats
+    the run exactly.  For other losses than `train.loss_fn`, whose trainer this follows.
+    """
+    optimizer = make_optimizer(replace(recipe, steps=2**30, decay=0.0), params)
+    root = jax.random.key(recipe.seed)
+
+    @jax.jit
+    def step(params: Any, ema: Any, moments: Any, count: jax.Array, factor: jax.Array) -> tuple[Any, Any, Any, jax.Array]:
+        value, gradient = jax.value_and_grad(loss)(params, jax.random.fold_in(root, count))
+        updates, moments = optimizer.update(gradient, moments, params)
+        params = optax.apply_updates(params, jax.tree.map(lambda u: factor * u, updates))
+        rate = jnp.minimum(recipe.ema, (1.0 + count) / (10.0 + count)).astype(jnp.float32)
+        return params, jax.tree.map(lambda a, b: rate * a + (1 - rate) * b, ema, params), moments, value
+
+    ema, moments, costs = params, optimizer.init(params), []
+    for _ in range(6):  # the first is the compilation
+        began = now()
+        jax.block_until_ready(step(params, ema, moments, jnp.int32(0), jnp.float32(0)))
+        costs.append(now() - began)
+    steps = steps or max(3, round(seconds / float(np.median(costs[1:]))))
+    began, window, log = now(), [], []
+    for i in range(steps):
+        factor = min(1.0, (steps - i) / (max(recipe.decay, 1e-9) * steps))
+        params, ema, moments, value = step(params, ema, moments, jnp.int32(i), jnp.float32(factor))
+        window.append(value)
+        if (i + 1) % max(1, steps // 40) == 0 or i + 1 == steps:
+            log.append([i + 1, now() - began, float(np.mean(window))])
+            window = []
+    return ema, {"steps": steps, "seconds": now() - began, "loss": log}
+
+
+def cross_entropy(logits: jax.Array, e: Examples) -> jax.Array:
+    """Mean over a batch of the cross-entropy of the true tokens, the slots behind the formula at a tenth, as in `train.loss_fn`."""
+    length = jnp.sum(e.tokens != END, axis=1, keepdims=True)
+    weight = jnp.where(jnp.arange(e.tokens.shape[1])[None] <= length, 1.0, 0.1) * e.weight[:, None]
+    log_p = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), e.tokens[..., None], axis=-1)[..., 0]
+    return -jnp.sum(log_p * weight) / jnp.maximum(jnp.sum(weight), 1e-6)
+
+
 # ---------------------------------------------------------------- formulas and answers
 
 
@@ -214,3 +272,25 @@ def answers(
     for problem in problems:
         result = model.solve(problem.x, problem.y, threshold=threshold, time_budget=time_budget, seed=seed)
         yield problem, result, recovered(problem, result)
+
+
+def parts_of(config: Config, kind: type[nnx.Module] = Model, seed: int = 0) -> tuple[Any, Any]:
+    """Random parameters and graph of a model, or of a class that stands in for it."""
+    graph, params = nnx.split(kind(config, rngs=nnx.Rngs(seed)))
+    return params, graph
+
+
+def shipped(width: int = 512) -> tuple[Any, Any, Config]:
+    """Parameters, graph and configuration of the weights in the package."""
+    return RefineMath(width)._parameters()
+
+
+def parameter_count(params: Any) -> int:
+    """How many numbers a model has."""
+    return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))
+
+
+def stack(problems: Sequence[Problem]) -> Points:
+    """The points of several problems as one batch, as the network sees them."""
+    ready = [prepare(p.x[:, None] if p.x.ndim == 1 else p.x, p.y).points for p in problems]
+    return Points(*(jnp.concatenate(a) for a in zip(*ready, strict=True)))

@@ -1,0 +1,245 @@
+"""Does Newton-Schulz at inference prevent latent drift?  Stabiliser x input re-injected or not x 1 to 64 steps.
+
+The latent alone: no candidate is fed back, so nothing but Z moves.  For every stabiliser (and for RMSNorm with a Gram penalty on the slots in training) a
+small model is trained for four steps a problem, once with the points read at every step and once with the points read at the first step alone.  Then each
+runs 64 steps on held-out formulas.  The shipped weights follow, with their own feedback and every stabiliser put in their place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import time
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from experiments import harness
+from refinemath import grammar
+from refinemath.data import Bank, draw_examples, length_weights
+from refinemath.evaluate import environment, heldout_problems
+from refinemath.fit import levenberg_marquardt
+from refinemath.heldout import training_exclusions
+from refinemath.language import TOKEN_VALUE
+from refinemath.model import STABILISERS, Config, Encoded, Model, Points, choose, execute, no_candidate
+from refinemath.train import Recipe
+
+KINDS = (*STABILISERS, "gram")
+EXPLAINED = 1e-9  # FVU in float32 with fitted constants under which a decoded formula counts as right
+NUDGE = 1e-3  # relative size of the disturbance whose growth is measured
+
+
+def unseen(encoded: Encoded) -> Encoded:
+    """The same record with nothing in it: no points, no summary."""
+    points = encoded.points
+    return Encoded(jnp.zeros_like(encoded.each), jnp.zeros_like(encoded.summary), Points(points.x, jnp.zeros_like(points.y), jnp.zeros_like(points.mask)))
+
+
+def gram_penalty(z: Float[Array, "batch slots dim"]) -> Array:
+    """Mean squared distance of Z Z^T from the identity."""
+    return jnp.mean((z @ jnp.swapaxes(z, -1, -2) - jnp.eye(z.shape[1], dtype=z.dtype)) ** 2)
+
+
+def loss_of(graph: Any, bank: Bank, probes: Array, recipe: Recipe, injected: bool, penalty: float) -> Any:
+    """Cross-entropy after each of `unroll` steps from the seed thought, without candidates; the gradient goes through all of them."""
+    weights = length_weights(bank)
+
+    def loss(params: Any, key: Array) -> Array:
+        model = nnx.merge(graph, params)
+        k_draw, k_noise = jax.random.split(key)
+        e = draw_examples(k_draw, bank, recipe.batch, weights=weights, probes=probes)
+        points = Points(e.x, e.y, e.mask)
+        encoded = model.encoder(points)
+        later = encoded if injected else unseen(encoded)
+        z = model.refiner.start(recipe.noise * jax.random.normal(k_noise, (recipe.batch, *model.refiner.seed[...].shape)))
+
+        def step(z: Array, t: Array) -> tuple[Array, Array]:
+            seen = jax.tree.map(lambda a, b: jnp.where(t == 0, a, b), encoded, later)
+            z = model.refiner(z, seen, no_candidate(seen.points))
+            return z, harness.cross_entropy(model.refiner.logits(z), e) + penalty * gram_penalty(z)
+
+        return jnp.mean(jax.lax.scan(step, z, jnp.arange(recipe.unroll))[1])
+
+    return loss
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "steps", "injected", "feedback"))
+def watch(params: Any, graph: Any, points: Points, key: Array, *, steps: int, injected: bool, feedback: bool) -> dict[str, Array]:
+    """Run the latents of a batch of scatter plots and keep, for every step and plot, what drift shows itself in."""
+    model = nnx.merge(graph, params)
+    batch = points.y.shape[0]
+    encoded = model.encoder(points)
+    later = encoded if injected else unseen(encoded)
+    k_noise, k_nudge = jax.random.split(key)
+    start = model.refiner.start(0.3 * jax.random.normal(k_noise, (batch, *model.refiner.seed[...].shape)))
+    nudge = jax.random.normal(k_nudge, start.shape)
+    nudge = NUDGE * nudge * jnp.linalg.norm(start, axis=(1, 2), keepdims=True) / jnp.linalg.norm(nudge, axis=(1, 2), keepdims=True)
+
+    def step(carry: Any, t: Array) -> tuple[Any, dict[str, Array]]:
+        z, twin, candidate = carry
+        seen = jax.tree.map(lambda a, b: jnp.where(t == 0, a, b), encoded, later)
+        shown = candidate if feedback else no_candidate(seen.points, z.shape[1])
+        new, twin = model.refiner(z, seen, shown), model.refiner(twin, seen, shown)
+        gram = new @ jnp.swapaxes(new, -1, -2)
+        size = jnp.sqrt(jnp.diagonal(gram, axis1=1, axis2=2))
+        cosine = jnp.abs(gram) / (size[:, :, None] * size[:, None])
+        share = jnp.maximum(jnp.linalg.eigvalsh(gram), 1e-12)
+        share = share / jnp.sum(share, axis=1, keepdims=True)
+        tokens = grammar.best(model.refiner.logits(new))
+        if feedback:
+            own = execute(tokens, jnp.asarray(TOKEN_VALUE)[tokens], points)
+            candidate = choose(own.fvu < candidate.fvu, own, candidate)
+        slots = z.shape[1]
+        out = {
+            "velocity": jnp.linalg.norm(new - z, axis=(1, 2)) / jnp.linalg.norm(z, axis=(1, 2)),
+            "rank": jnp.exp(-jnp.sum(share * jnp.log(share), axis=1)),
+            "cosine": (jnp.sum(cosine, axis=(1, 2)) - slots) / (slots * (slots - 1)),
+            "gain": jnp.linalg.norm(twin - new, axis=(1, 2)) / jnp.linalg.norm(nudge, axis=(1, 2)),
+            "tokens": tokens,
+        }
+        return (new, twin, candidate), out
+
+    return jax.lax.scan(step, (start, start + nudge, no_candidate(points, start.shape[1])), jnp.arange(steps))[1]
+
+
+@jax.jit
+def explained(tokens: Array, points: Points) -> Array:
+    """Whether each formula, its constants fitted, leaves less than `EXPLAINED` of its plot unexplained."""
+    return levenberg_marquardt(tokens, jnp.asarray(TOKEN_VALUE)[tokens], points.x, points.y, points.mask, steps=10).fvu < EXPLAINED
+
+
+def measure(params: Any, graph: Any, options: argparse.Namespace, *, injected: bool, feedback: bool, seed: int) -> dict[str, Any]:
+    """Everything about one model on the held-out slice, at 1, 2, 4, ... steps."""
+    problems = heldout_problems(harness.DATA / "heldout.csv", every=options.every)
+    points = jax.tree.map(lambda a: jnp.repeat(a, options.thoughts, axis=0), harness.stack(problems))
+    seen = watch(params, graph, points, jax.random.key(seed), steps=options.most, injected=injected, feedback=feedback)
+    at = [2**k for k in range(options.most.bit_length())]
+    out: dict[str, Any] = {"steps": at}
+    for name in ("velocity", "rank", "cosine", "gain"):
+        each = np.asarray(seen[name]).reshape(options.most, len(problems), options.thoughts).mean(2)
+        out[name] = [harness.interval(each[t - 1], np.median if name in ("velocity", "gain") else np.mean, count=500) for t in at]
+    right = [np.asarray(explained(seen["tokens"][t - 1], points)).reshape(len(problems), -1).any(1) for t in at]
+    out["recovered"] = [harness.interval(r) for r in right]
+    out["recovered_each"] = np.array(right).astype(int)
+    return out
+
+
+def milliseconds(params: Any, graph: Any, thoughts: int = 32) -> float:
+    """One compiled refiner step of 32 thoughts on 64 points."""
+    problems = heldout_problems(harness.DATA / "heldout.csv", every=300)
+    points = jax.tree.map(lambda a: jnp.repeat(a, thoughts, axis=0), harness.stack(problems))
+
+    @jax.jit
+    def ready(params: Any) -> Any:
+        model = nnx.merge(graph, params)
+        return model.encoder(points), model.refiner.start(jnp.zeros((thoughts, *model.refiner.seed[...].shape)))
+
+    encoded, z = ready(params)
+    step = jax.jit(lambda params, z, encoded: nnx.merge(graph, params).refiner(z, encoded, no_candidate(points, z.shape[1])))
+    step(params, z, encoded)
+    return 1000 * harness.clock(lambda: step(params, z, encoded), repeats=9)
+
+
+def one_case(options: argparse.Namespace, kind: str, injected: bool, seed: int) -> dict[str, Any]:
+    """Train one small model and watch it."""
+    base = harness.TINY if options.quick else Config(latent_dim=options.latent_dim, width=options.width)
+    config = replace(base, stabiliser="rms" if kind == "gram" else kind)
+    recipe = Recipe(batch=options.batch, warmup=1 if options.quick else 200, unroll=options.unroll, seed=seed)
+    bank = harness.training_bank(options.work, options.bank)
+    params, graph = harness.parts_of(config, seed=seed)
+    loss = loss_of(graph, bank, training_exclusions()[1], recipe, injected, 1.0 if kind == "gram" else 0.0)
+    params, log = harness.fit(loss, params, recipe, seconds=options.seconds, steps=3 if options.quick else None)
+    watched = measure(params, graph, options, injected=injected, feedback=False, seed=seed)
+    record = {"stabiliser": kind, "injected": injected, "seed": seed, "commit": environment("")["commit"], "training": log}
+    return {**record, "ms": milliseconds(params, graph), **watched}
+
+
+def shipped_case(options: argparse.Namespace, kind: str, injected: bool) -> dict[str, Any]:
+    """The shipped weights with another stabiliser in place of the one they were trained with."""
+    params, _, config = harness.shipped()
+    graph, _ = nnx.split(nnx.eval_shape(lambda: Model(replace(config, stabiliser=kind), rngs=nnx.Rngs(0))))
+    watched = measure(params, graph, options, injected=injected, feedback=injected, seed=0)
+    return {"stabiliser": kind, "trained_with": config.stabiliser, "injected": injected, "ms": milliseconds(params, graph), **watched}
+
+
+def task(options: argparse.Namespace, name: str) -> None:
+    """`polar:1:0` (stabiliser, injected, seed) or `shipped:polar:1`."""
+    first, second, third = name.split(":")
+    record = shipped_case(options, second, third == "1") if first == "shipped" else one_case(options, first, second == "1", int(third))
+    harness.save_task(options.work, name, record)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
+    """Run what is missing, then write the table."""
+    parser = harness.arguments(__doc__)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--latent-dim", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--seconds", type=float, default=240.0, help="training time of a model, in seconds of one core")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--unroll", type=int, default=4, help="steps trained")
+    parser.add_argument("--most", type=int, default=64, help="steps run")
+    parser.add_argument("--thoughts", type=int, default=4)
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--bank", type=int, default=20_000)
+    parser.add_argument("--every", type=int, default=4, help="each N-th held-out formula")
+    parser.add_argument("--no-shipped", action="store_true", help="leave the shipped weights out")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.batch, options.bank, options.seeds, options.every, options.most, options.kinds, options.thoughts = 8, 40, 1, 100, 8, ["polar"], 2
+    if options.only:
+        harness.one_core(options.core)
+        harness.keep_compiled(options.work / "compiled")
+        task(options, options.only)
+        return None
+    began = time.perf_counter()
+    options.work = harness.folder(options, "latent_drift")
+    tasks = [f"{kind}:{injected}:{seed}" for seed in range(options.seeds) for kind in options.kinds for injected in (1, 0)]
+    if not options.no_shipped:
+        tasks += [f"shipped:{kind}:{injected}" for kind in options.kinds if kind != "gram" for injected in (1, 0)]
+    if options.quick:
+        tasks = tasks[:2]
+        for name in tasks:
+            task(options, name)
+    else:
+        harness.training_bank(options.work, options.bank)
+        passed = ["--no-shipped"] if options.no_shipped else []
+        for name in ("width", "latent_dim", "batch", "seconds", "unroll", "most", "thoughts", "bank", "every"):
+            passed += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+        harness.in_children("latent_drift", tasks, options.jobs, options.work, passed)
+    cases = [harness.load_task(options.work, name) for name in tasks]
+    for case in cases:
+        recovered = " ".join(f"{r['value']:.2f}" for r in case["recovered"])
+        last = {name: case[name][-1]["value"] for name in ("rank", "cosine", "velocity", "gain")}
+        who = "shipped" if "trained_with" in case else f"seed {case['seed']}"
+        label = f"{case['stabiliser']:5s} points {'at every step' if case['injected'] else 'once'}, {who}"
+        print(f"{label}: recovered {recovered}; at {case['steps'][-1]} steps " + ", ".join(f"{k} {v:.2g}" for k, v in last.items()) + f"; {case['ms']:.1f} ms")
+    trained = [c for c in cases if "trained_with" not in c]
+    return harness.write("latent_drift", options, {"table": table(trained), "cases": cases}, began)
+
+
+def table(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each stabiliser and input: means over seeds at the step trained last and at the last step run; recovery with an interval over problems."""
+    rows = []
+    for kind, injected in dict.fromkeys((c["stabiliser"], c["injected"]) for c in cases):
+        mine = [c for c in cases if (c["stabiliser"], c["injected"]) == (kind, injected)]
+        each = np.mean([c["recovered_each"] for c in mine], axis=0)
+        rows.append({
+            "stabiliser": kind, "injected": injected, "seeds": len(mine), "ms": float(np.median([c["ms"] for c in mine])), "steps": mine[0]["steps"],
+            "recovered": [harness.interval(e) for e in each],
+            **{n: [float(np.mean([c[n][i]["value"] for c in mine])) for i in range(len(each))] for n in ("rank", "cosine", "velocity", "gain")},
+        })  # fmt: skip
+    return rows
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    main()

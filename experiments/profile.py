@@ -1,0 +1,168 @@
+"""Where the time goes: the training step (share of the matrix-product peak, share of data), an answer, and the first answer of a fresh process.
+
+Each part is compiled and timed alone, in turns with the whole, so the parts need not add up to it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from experiments import harness
+from experiments.flops import training_flops
+from refinemath import Budget, RefineMath
+from refinemath.data import draw_examples, length_weights
+from refinemath.evaluate import heldout_problems
+from refinemath.heldout import training_exclusions
+from refinemath.model import Points
+from refinemath.search import think
+from refinemath.solve import choose_solution, fit_double, prepare, short_skeletons
+from refinemath.train import Recipe, best_own_sample, fresh_thoughts, loss_fn, make_optimizer, make_trainer
+
+FIRST = """
+import time; a = time.time(); import refinemath; b = time.time()
+refinemath.RefineMath().solve("data/physics_data.npy"); print(b - a, time.time() - a)
+"""
+
+
+def training(options: Any) -> dict[str, Any]:
+    """Seconds of the whole step and of its parts."""
+    config = harness.TINY if options.quick else harness.shipped()[2]
+    recipe = Recipe(batch=options.batch)
+    bank = harness.training_bank(harness.folder(options, "profile"), options.bank)
+    probes, weights, key = training_exclusions()[1], length_weights(bank), jax.random.key(options.seed)
+    trainer = make_trainer(config, recipe, bank, probes)
+    params, graph = harness.parts_of(config)
+    optimizer = make_optimizer(recipe, params)
+    moments = optimizer.init(params)
+    state = [trainer.init()]
+
+    def whole() -> Any:
+        state[0], metrics = trainer.step(state[0])
+        return metrics
+
+    draw = jax.jit(lambda k: draw_examples(k, bank, recipe.batch, weights=weights, probes=probes))
+    fresh = jax.jit(lambda p, k: fresh_thoughts(k, nnx.merge(graph, p), bank, recipe, weights, probes, config))
+    thoughts = fresh(params, key)
+    points = Points(thoughts.examples.x, thoughts.examples.y, thoughts.examples.mask)
+    logits = jnp.zeros((recipe.batch, config.slots, nnx.merge(graph, params).refiner.bias[...].shape[1]))
+    sample = jax.jit(lambda k, c: best_own_sample(k, logits, points, recipe.own_samples, c))
+    gradient = jax.jit(lambda p, k: jax.grad(loss_fn, has_aux=True)(p, graph, thoughts, k, recipe)[0])
+    update = jax.jit(optimizer.update)
+    parts: dict[str, Callable[[], Any]] = {
+        "whole step": whole,
+        "draw examples": lambda: draw(key),
+        "new thoughts, with their examples": lambda: fresh(params, key),
+        "own samples, one refiner step": lambda: sample(key, thoughts.candidate),
+        "loss and gradient, with own samples": lambda: gradient(params, key),
+        "optimizer": lambda: update(params, moments, params),
+    }
+    seconds = in_turns(parts, options.repeats)
+    middle = {name: float(np.median(s)) for name, s in seconds.items()}
+    peak = harness.matmul_peak(256 if options.quick else 1024)
+    flops = training_flops(config, recipe) * recipe.batch
+    network = middle["loss and gradient, with own samples"] - recipe.unroll * middle["own samples, one refiner step"]
+    return {
+        "batch": recipe.batch, "parts": {name: harness.interval(s, np.median) for name, s in seconds.items()},
+        "examples_per_second": recipe.batch / middle["whole step"], "matmul_peak": peak,
+        "share_of_matmul_peak": flops / middle["whole step"] / peak,
+        "share_of_matmul_peak_in_gradient": flops / max(network, 1e-9) / peak,
+        "share_of_data": middle["draw examples"] / middle["whole step"],
+        "share_of_optimizer": middle["optimizer"] / middle["whole step"],
+    }  # fmt: skip
+
+
+def in_turns(parts: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every part, compiled before and taken in turns."""
+    for call in parts.values():
+        jax.block_until_ready(call())
+    seconds: dict[str, list[float]] = {name: [] for name in parts}
+    for _ in range(repeats):
+        for name, call in parts.items():
+            seconds[name] += harness.times(call, repeats=1)
+    return seconds
+
+
+def solving(options: Any) -> dict[str, Any]:
+    """Seconds of the phases of one search, the median over some held-out problems, and what the search spends on what."""
+    budget = Budget(thoughts=2, samples=8, edits=8, fits=1, fit_steps=1, keep=8, search_steps=2, steps=4) if options.quick else Budget()
+    params, graph, config = harness.shipped()
+    problems = heldout_problems(harness.DATA / "heldout.csv", every=100 if options.quick else options.every)
+    start, prior = jnp.asarray(short_skeletons(config.slots)), jnp.zeros((1, config.slots), jnp.uint8)
+    nothing = jnp.zeros((0, config.slots), jnp.uint8)
+
+    def search(budget: Budget, problem: Any, start: Any = start) -> Any:
+        points = prepare(problem.x[:, None], problem.y).points
+        return jax.block_until_ready(think(params, graph, points, jax.random.key(0), jnp.float32(1e-5), start, prior, budget=budget))
+
+    phases: dict[str, list[float]] = {name: [] for name in ("prepare", "think", "fit in float64", "choose and snap")}
+    search(budget, problems[0])
+    steps = []
+    for problem in problems:
+        a = time.perf_counter()
+        prepared = prepare(problem.x[:, None], problem.y)
+        b = time.perf_counter()
+        outcome = search(budget, problem)
+        c = time.perf_counter()
+        front = fit_double(outcome, prepared)
+        d = time.perf_counter()
+        choose_solution(front, prepared)
+        for name, value in zip(phases, (b - a, c - b, d - c, time.perf_counter() - d), strict=True):
+            phases[name].append(value)
+        steps.append(int(outcome.steps))
+    report = {"steps_median": float(np.median(steps)), "phases": {k: harness.interval(v, np.median) for k, v in phases.items()}}
+    if not options.quick:
+        # a search that never stops early, whole and with parts left out
+        full = replace(budget, solved=0.0, steps=budget.search_steps)
+        parts = {"whole search": (full, start), "no sweep": (full, nothing), "no edits": (replace(full, edits=0), start),
+                 "one fit step": (replace(full, fit_steps=1), start), "no network": (replace(full, network=False), start)}  # fmt: skip
+        seconds = in_turns({name: lambda b=b, s=s: search(b, problems[-1], s) for name, (b, s) in parts.items()}, options.repeats)  # type: ignore[misc]
+        report["left out"] = {name: harness.interval(s, np.median) for name, s in seconds.items()}
+        model = RefineMath()
+        report["warm answer"] = harness.interval([result.seconds for _, result, _ in harness.answers(model, problems)], np.median)
+    return report
+
+
+def first_answer(repeats: int) -> dict[str, Any]:
+    """Seconds from the start of Python's imports to the first formula, in fresh processes."""
+    lines = [subprocess.run([sys.executable, "-c", FIRST], check=True, cwd=harness.ROOT, capture_output=True, text=True).stdout for _ in range(repeats)]
+    imports, totals = zip(*(map(float, line.split()) for line in lines), strict=True)
+    return {"import": harness.interval(imports, np.median), "first formula": harness.interval(totals, np.median)}
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Profile both, and a fresh process."""
+    parser = harness.arguments(__doc__)
+    parser.add_argument("--batch", type=int, default=Recipe().batch)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--bank", type=int, default=2000)
+    parser.add_argument("--every", type=int, default=15)
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.batch, options.repeats, options.bank = 8, 2, 40
+    began = time.perf_counter()
+    report = {"training": training(options), "solve": solving(options)}
+    if not options.quick:
+        report["fresh process"] = first_answer(3)
+    for name, value in report["training"]["parts"].items():
+        print(f"{name:40s} {1000 * value['value']:9.1f} ms")
+    t = report["training"]
+    print(f"training: {100 * t['share_of_matmul_peak']:.0f} % of the matrix-product peak, data {100 * t['share_of_data']:.1f} %")
+    for name, value in report["solve"]["phases"].items():
+        print(f"{name:40s} {1000 * value['value']:9.1f} ms")
+    return harness.write("profile", options, report, began)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    main()

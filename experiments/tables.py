@@ -14,7 +14,12 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SYSTEMS = {"refinemath": "RefineMath", "null-edits": "without the network", "null": "blind draws alone"}
-PARTS = {"suites": "benchmark formulas", "heldout": "held-out formulas of 3 to 12 tokens", "noise": "the same with 1 % noise", "real": "real data, textbook form"}
+PARTS = {
+    "suites": "benchmark formulas",
+    "heldout": "held-out formulas of 3 to 12 tokens",
+    "noise": "held-out formulas with 1 % noise",
+    "real": "real data, textbook form",
+}
 
 
 def evaluation(record: dict[str, Any]) -> str:

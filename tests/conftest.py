@@ -49,7 +49,8 @@ def bank(exclusions: tuple[np.ndarray, jax.Array]) -> Bank:
 
 @pytest.fixture(scope="session")
 def tiny_model() -> Model:
-    return Model(CONFIG, rngs=nnx.Rngs(0))
+    graph, _ = nnx.split(nnx.eval_shape(lambda: Model(CONFIG, rngs=nnx.Rngs(0))))
+    return nnx.merge(graph, jax.jit(lambda: nnx.state(Model(CONFIG, rngs=nnx.Rngs(0))))())
 
 
 @pytest.fixture(scope="session")

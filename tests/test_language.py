@@ -188,8 +188,8 @@ def test_nearest_constant_finds_every_bin() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "cannot read"), ("x +", "cannot read"), ("sin", "unknown name"), ("w", "unknown name"), ("sin(x, x)", "cannot use"), 
-        ("tan(x)", "unknown function"), ("x // 2", "operator FloorDiv"), ("'x'", "cannot use"), ("True", "expected a number"), ("1/0", "not a finite number"), 
+        ("", "cannot read"), ("x +", "cannot read"), ("sin", "unknown name"), ("w", "unknown name"), ("sin(x, x)", "cannot use"),
+        ("tan(x)", "unknown function"), ("x // 2", "operator FloorDiv"), ("'x'", "cannot use"), ("True", "expected a number"), ("1/0", "not a finite number"),
         ("(-8)**0.5", "not a real number"), ("x if x else 1", "cannot use"), ("__import__('os')", "unknown function"), ("x.real", "cannot use"), ("[x]", "cannot use"), ("1e999", "finite"),
         ("1" + "0" * 400, "finite"), ("1e300*1e300", "finite"), ("\0", "cannot read"), ("(" * 300 + "x" + ")" * 300, "cannot read"),
     ],

@@ -1,0 +1,284 @@
+"""Chapters 3, 4 and 5: what the encoder must not see, what the stabilisers promise, and one step like any other."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import CONFIG
+from flax import nnx
+from formulas import from_bank
+
+from refinemath import grammar
+from refinemath.data import Bank
+from refinemath.language import MAX_VARIABLES, encode, parse
+from refinemath.model import (
+    FEEDBACK_FEATURES,
+    MASK,
+    POINT_FEATURES,
+    STABILISERS,
+    Candidate,
+    Config,
+    Encoded,
+    Model,
+    Points,
+    choose,
+    execute,
+    feedback_features,
+    no_candidate,
+    point_features,
+    stabilise,
+)
+from refinemath.solve import prepare
+
+pytestmark = pytest.mark.usefixtures("strict")
+KEY = jax.random.key(0)
+BATCH, POINTS, USED = 3, 32, 20
+
+
+def scatter(variables: int = 1) -> Points:
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-3, 3, (BATCH, variables, POINTS)).astype(np.float32)
+    y = (np.sin(x[:, 0]) + x[:, -1] ** 2).astype(np.float32)
+    mask = np.broadcast_to(np.arange(POINTS) < USED, y.shape)
+    return Points(jnp.asarray(np.where(mask[:, None], x, 0.0)), jnp.asarray(np.where(mask, y, 0.0)), jnp.asarray(mask))
+
+
+def candidates(points: Points, bank: Bank) -> Candidate:
+    tokens, values = encode(from_bank(bank, BATCH, seed=4))
+    return execute(jnp.asarray(tokens), jnp.asarray(values, jnp.float32), points)
+
+
+@pytest.fixture(scope="module")
+def thinking(tiny_model: Model):  # type: ignore[no-untyped-def]
+    """The compiled parts: encode, one refiner step, and a scan of steps."""
+    graph, params = nnx.split(tiny_model)
+
+    def refine(z: jax.Array, encoded: Encoded, candidate: Candidate, steps: int) -> jax.Array:
+        model = nnx.merge(graph, params)
+        return jax.lax.scan(lambda z, _: (model.refiner(z, encoded, candidate), None), z, None, length=steps)[0]
+
+    return (
+        jax.jit(lambda points: nnx.merge(graph, params).encoder(points)),
+        jax.jit(lambda z, encoded, candidate: nnx.merge(graph, params).refiner(z, encoded, candidate)),
+        jax.jit(refine, static_argnums=3),
+    )
+
+
+@pytest.fixture(scope="module")
+def z0(tiny_model: Model) -> jax.Array:
+    return tiny_model.refiner.start(0.3 * jax.random.normal(KEY, (BATCH, CONFIG.slots, CONFIG.latent_dim), jnp.float32))
+
+
+# ---------------------------------------------------------------- the encoder
+
+
+def test_the_order_of_the_points_does_not_matter(thinking, z0: jax.Array, bank: Bank) -> None:  # type: ignore[no-untyped-def]
+    encode_points, step, _ = thinking
+    points = scatter()
+    order = np.concatenate([np.random.default_rng(1).permutation(USED), np.arange(USED, POINTS)])
+    turned = Points(points.x[:, :, order], points.y[:, order], points.mask[:, order])
+    one, other = encode_points(points), encode_points(turned)
+    np.testing.assert_allclose(other.summary, one.summary, atol=2e-5)
+    np.testing.assert_allclose(other.each, one.each[:, order], atol=2e-5)
+    candidate = candidates(points, bank)
+    same = candidate._replace(fitted=candidate.fitted[:, order])
+    np.testing.assert_allclose(step(z0, other, same), step(z0, one, candidate), atol=2e-5)
+
+
+@pytest.mark.parametrize("rubbish", [1e6, float("nan")])
+def test_what_stands_in_the_padding_does_not_matter(rubbish: float, thinking, z0: jax.Array, bank: Bank) -> None:  # type: ignore[no-untyped-def]
+    encode_points, step, _ = thinking
+    points = scatter()
+    candidate = candidates(points, bank)
+    dirty = Points(jnp.where(points.mask[:, None], points.x, rubbish), jnp.where(points.mask, points.y, rubbish), points.mask)
+    np.testing.assert_array_equal(encode_points(dirty).summary, encode_points(points).summary)
+    np.testing.assert_array_equal(step(z0, encode_points(dirty), candidate), step(z0, encode_points(points), candidate))
+
+
+def test_more_padding_does_not_matter(thinking) -> None:  # type: ignore[no-untyped-def]
+    encode_points, _, _ = thinking
+    points = scatter()
+    cut = Points(points.x[..., :USED], points.y[:, :USED], points.mask[:, :USED])
+    np.testing.assert_allclose(encode_points(cut).summary, encode_points(points).summary, atol=2e-5)
+
+
+def test_the_summary_depends_on_every_real_point_and_on_no_padded_one(tiny_model: Model) -> None:
+    """A law, not a number: where the gradient is zero, the network does not look."""
+    points = scatter()
+    weights = jax.random.normal(KEY, (BATCH, CONFIG.seeds, CONFIG.width), jnp.float32)
+    gradient = np.asarray(jax.grad(lambda y: jnp.sum(weights * tiny_model.encoder(points._replace(y=y)).summary))(points.y))
+    assert (gradient[:, :USED] != 0).all() and not gradient[:, USED:].any()
+
+
+def test_a_problem_does_not_see_the_others_of_its_batch(thinking, z0: jax.Array, bank: Bank) -> None:  # type: ignore[no-untyped-def]
+    encode_points, step, _ = thinking
+    points = scatter()
+    candidate = candidates(points, bank)
+    moved = points._replace(y=points.y.at[0].multiply(-2.0))
+    after, before = (step(z0, encode_points(p), candidate) for p in (moved, points))
+    np.testing.assert_array_equal(after[1:], before[1:])
+    assert np.abs(np.asarray(after[0] - before[0])).max() > 1e-4
+
+
+# ---------------------------------------------------------------- features
+
+
+@pytest.mark.parametrize("variables", [1, 2, 3])
+def test_features_have_their_number_and_are_zero_in_the_padding(variables: int) -> None:
+    points = scatter(variables)
+    features = np.asarray(point_features(points))
+    assert features.shape == (BATCH, POINTS, POINT_FEATURES[variables]) and features.dtype == np.float32
+    assert not features[:, USED:].any() and np.isfinite(features).all()
+    feedback = np.asarray(feedback_features(no_candidate(points), points))
+    assert feedback.shape == (BATCH, POINTS, FEEDBACK_FEATURES) and not feedback[:, USED:].any()
+
+
+@pytest.mark.parametrize("x_scale", [1e30, 1.0, 1e-30])
+@pytest.mark.parametrize("y_scale", [1e30, 1.0, 1e-30])
+def test_features_are_finite_at_any_scale(x_scale: float, y_scale: float) -> None:
+    x = np.linspace(0.5, 4.0, 30)[:, None]
+    points = prepare(x * x_scale, (x[:, 0] ** 2 - 3) * y_scale).points
+    features = np.asarray(point_features(points))
+    assert np.isfinite(features).all() and np.abs(features).max() < 50
+    plain = np.asarray(point_features(prepare(x, x[:, 0] ** 2 - 3).points))
+    np.testing.assert_allclose(np.asarray(point_features(prepare(x, (x[:, 0] ** 2 - 3) * y_scale).points)), plain, atol=1e-4)
+
+
+# ---------------------------------------------------------------- stabilisers
+
+Z = jax.random.normal(KEY, (4, 16, 128), jnp.float32)
+
+
+@pytest.mark.parametrize("kind", STABILISERS)
+def test_a_stabiliser_does_not_see_the_size_of_a_row(kind: str) -> None:
+    sizes = jnp.asarray(np.geomspace(0.01, 100, 16), jnp.float32)[None, :, None]
+    np.testing.assert_allclose(stabilise(sizes * Z, kind), stabilise(Z, kind), atol=2e-4)
+
+
+def test_rms_rows_have_length_one_and_keep_their_direction() -> None:
+    z = stabilise(Z, "rms")
+    np.testing.assert_allclose(jnp.linalg.norm(z, axis=-1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(jnp.sum(z * Z, axis=-1), jnp.linalg.norm(Z, axis=-1), rtol=1e-5)
+    np.testing.assert_allclose(stabilise(z, "rms"), z, atol=1e-6)
+
+
+def test_polar_rows_are_orthonormal_and_stay_so() -> None:
+    z = stabilise(Z, "polar")
+    np.testing.assert_allclose(z @ jnp.swapaxes(z, 1, 2), np.broadcast_to(np.eye(16), (4, 16, 16)), atol=1e-5)
+    np.testing.assert_allclose(stabilise(z, "polar"), z, atol=1e-5)
+
+
+def test_soft_is_half_way_to_polar() -> None:
+    np.testing.assert_allclose(stabilise(Z, "soft"), (stabilise(Z, "rms") + stabilise(Z, "polar")) / 2, atol=1e-6)
+
+
+def test_muon_leaves_the_spectrum_around_one() -> None:
+    s = np.linalg.svd(np.asarray(stabilise(Z, "muon")), compute_uv=False)
+    assert 0.6 < s.min() < s.max() < 1.25 and np.ptp(s) > 0.05  # no projection: Muon's polynomial does not send 1 to 1
+
+
+def test_a_seed_thought_is_stable_and_noise_makes_it_another(tiny_model: Model, z0: jax.Array) -> None:
+    np.testing.assert_allclose(stabilise(z0, CONFIG.stabiliser), z0, atol=1e-5)
+    still = tiny_model.refiner.start(jnp.zeros((2, CONFIG.slots, CONFIG.latent_dim), jnp.float32))
+    np.testing.assert_array_equal(still[0], still[1])
+    assert float(jnp.abs(z0[0] - z0[1]).max()) > 0.01
+
+
+# ---------------------------------------------------------------- the loop
+
+
+def test_refine_eight_times_is_three_and_then_five(thinking, z0: jax.Array, bank: Bank) -> None:  # type: ignore[no-untyped-def]
+    encode_points, _, refine = thinking
+    encoded = encode_points(scatter())
+    candidate = candidates(scatter(), bank)
+    np.testing.assert_allclose(refine(refine(z0, encoded, candidate, 3), encoded, candidate, 5), refine(z0, encoded, candidate, 8), atol=1e-5)
+
+
+def test_the_scan_is_a_python_loop(thinking, z0: jax.Array, bank: Bank) -> None:  # type: ignore[no-untyped-def]
+    encode_points, step, refine = thinking
+    encoded = encode_points(scatter())
+    candidate = candidates(scatter(), bank)
+    z = z0
+    for _ in range(5):
+        z = step(z, encoded, candidate)
+    np.testing.assert_allclose(refine(z0, encoded, candidate, 5), z, atol=1e-5)
+
+
+@pytest.mark.parametrize("stabiliser", STABILISERS)
+def test_jit_is_eager(stabiliser: str, bank: Bank) -> None:
+    model = Model(replace(CONFIG, stabiliser=stabiliser), rngs=nnx.Rngs(1))
+    graph, params = nnx.split(model)
+    points = scatter()
+    candidate = candidates(points, bank)
+    z = model.refiner.start(jnp.zeros((BATCH, CONFIG.slots, CONFIG.latent_dim), jnp.float32))
+
+    def one_step(params: nnx.State) -> tuple[jax.Array, jax.Array]:
+        model = nnx.merge(graph, params)
+        z1 = model.refiner(z, model.encoder(points), candidate)
+        return z1, model.refiner.logits(z1)
+
+    for compiled, eager in zip(jax.jit(one_step)(params), one_step(params), strict=True):
+        np.testing.assert_allclose(compiled, eager, atol=2e-4)
+
+
+def test_a_step_reads_the_candidate_and_the_points(thinking, z0: jax.Array, bank: Bank) -> None:  # type: ignore[no-untyped-def]
+    encode_points, step, _ = thinking
+    points = scatter()
+    encoded = encode_points(points)
+    nothing, some = no_candidate(points), candidates(points, bank)
+    assert (np.asarray(nothing.tokens) == MASK).all()
+    assert float(jnp.abs(step(z0, encoded, nothing) - step(z0, encoded, some)).max()) > 1e-4
+
+
+def test_a_thought_never_says_a_variable_that_the_data_lack(tiny_model: Model, z0: jax.Array) -> None:
+    logits = tiny_model.refiner.logits(z0)
+    tokens = np.asarray(grammar.sample(KEY, logits, 500))
+    assert not np.isin(tokens, range(2, 1 + MAX_VARIABLES)).any()
+
+
+# ---------------------------------------------------------------- execution and configuration
+
+
+def test_execution_is_least_squares_on_the_real_points() -> None:
+    points = scatter()
+    texts = ["sin(x) + x**2", "exp(x) + cos(x)", "tanh(x)"]
+    tokens, values = encode([parse(t) for t in texts])
+    result = execute(jnp.asarray(tokens), jnp.asarray(values, jnp.float32), points)
+    for i, terms in enumerate(([np.sin, np.square], [np.exp, np.cos], [np.tanh])):
+        x, y = (np.asarray(a, np.float64)[:USED] for a in (points.x[i, 0], points.y[i]))
+        design = np.stack([*(f(x) for f in terms), np.ones(USED)], 1)
+        fitted = design @ np.linalg.lstsq(design, y, rcond=None)[0]
+        np.testing.assert_allclose(result.fitted[i, :USED], fitted, atol=1e-4)
+        np.testing.assert_allclose(result.fvu[i], np.sum((y - fitted) ** 2) / np.sum((y - y.mean()) ** 2), atol=1e-6)
+
+
+def test_one_scatter_plot_serves_many_formulas() -> None:
+    points = scatter()
+    one = Points(*(a[:1] for a in points))
+    tokens, values = encode([parse("sin(x)"), parse("x**2 + x")])
+    args = jnp.asarray(tokens), jnp.asarray(values, jnp.float32)
+    twice = execute(*args, Points(*(jnp.concatenate([a[:1], a[:1]]) for a in points)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), execute(*args, one), twice)
+
+
+def test_an_undefined_formula_has_no_fit() -> None:
+    tokens, values = encode([parse("log(x)")])
+    result = execute(jnp.asarray(tokens), jnp.asarray(values, jnp.float32), Points(*(a[:1] for a in scatter())))
+    assert np.isinf(result.fvu[0]) and np.isfinite(result.fitted).all()
+
+
+def test_choose_takes_whole_records() -> None:
+    points = scatter()
+    a, b = no_candidate(points), no_candidate(points)._replace(fvu=jnp.full(BATCH, 2.0, jnp.float32))
+    assert choose(jnp.asarray([True, False, True]), a, b).fvu.tolist() == [1.0, 2.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"stabiliser": "none"}, "must be one of rms"), ({"latent_dim": 32}, "at least 64"), ({"variables": 4}, "1 to 3"), ({"variables": 0}, "1 to 3")],
+)
+def test_a_configuration_that_cannot_be_says_why(options: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Config(**options)

@@ -1,0 +1,310 @@
+"""Chapters 4, 7 and 9: the compiled search is a Python loop, its edits are legal, its memory does not grow, and what halts stands still."""
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import CONFIG
+from flax import nnx
+from formulas import from_bank
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+from test_grammar import legal
+
+from refinemath.data import Bank
+from refinemath.language import decode, encode, is_constant, parse
+from refinemath.model import Candidate, Encoded, Model, Points
+from refinemath.search import Budget, Carry, Outcome, Pool, Trace, cost_of, edit, from_prior, merge, most_promising, skeleton_hash, think
+from refinemath.solve import prepare
+
+pytestmark = pytest.mark.usefixtures("strict")
+KEY = jax.random.key(0)
+COUNT = jnp.float32(40)
+SMALL = Budget(thoughts=4, samples=16, edits=64, fits=2, fit_steps=2, keep=32, search_steps=3, steps=12)
+THRESHOLD = 0.02  # an untrained model moves far; this lets its thoughts halt one after the other
+
+
+def scatter() -> Points:
+    x = np.linspace(0.3, 4.0, 40)[:, None]
+    return prepare(x, parse("sin(1.7*x)/(1 + x**2) + 0.3*x").evaluate(x.T)).points
+
+
+def arguments(model: Model, budget: Budget = SMALL, threshold: float = THRESHOLD) -> tuple[Any, ...]:
+    graph, params = nnx.split(model)
+    nothing = jnp.zeros((0, CONFIG.slots), jnp.uint8)
+    return params, graph, scatter(), KEY, jnp.float32(threshold), nothing, jnp.zeros((1, CONFIG.slots), jnp.uint8)
+
+
+@pytest.fixture(scope="module")
+def outcome(tiny_model: Model) -> Outcome:
+    return think(*arguments(tiny_model), budget=SMALL)
+
+
+# ---------------------------------------------------------------- the loop
+
+SHAPE = jax.tree.structure(Carry(0, Candidate(0, 0, 0, 0), Pool(0, 0, 0, 0, 0), 0, 0, 0, 0, Trace(0, 0, 0, 0)))  # type: ignore[arg-type]
+
+
+def find_loop(closed: ClosedJaxpr, inputs: list[Any]) -> tuple[Any, list[Any]] | None:
+    """Evaluate a traced program up to its `while`; that equation and what goes into it."""
+    known = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True)) | dict(zip(closed.jaxpr.invars, inputs, strict=True))
+    for equation in closed.jaxpr.eqns:
+        values = [v.val if isinstance(v, Literal) else known[v] for v in equation.invars]
+        if equation.primitive.name == "while":
+            return equation, values
+        inner = equation.params.get("jaxpr")
+        if isinstance(inner, ClosedJaxpr) and (found := find_loop(inner, values) if "while" in str(inner) else None):
+            return found
+        outputs = equation.primitive.bind(*values, **equation.params)
+        known.update(zip(equation.outvars, outputs if equation.primitive.multiple_results else [outputs], strict=True))
+    return None
+
+
+@pytest.fixture(scope="module")
+def carries(tiny_model: Model) -> list[Carry]:
+    """The states of the search when its loop is taken out and driven by Python: always `steps` rounds, masked by the loop's own condition."""
+    params, graph, *rest = arguments(tiny_model)
+    flat, shape = jax.tree.flatten((params, *rest))
+    traced = jax.make_jaxpr(lambda *flat: think(*_with_graph(jax.tree.unflatten(shape, flat), graph), budget=SMALL))(*flat)
+    loop: list[Any] = []
+
+    def before(*flat: Any) -> list[Any]:
+        found = find_loop(traced, list(flat))
+        assert found is not None
+        loop.append(found[0])
+        return found[1]
+
+    inputs = jax.jit(before)(*flat)
+    given = loop[0].params
+    first, second = given["cond_nconsts"], given["cond_nconsts"] + given["body_nconsts"]
+    condition, body = jax.jit(jaxpr_as_fun(given["cond_jaxpr"])), jax.jit(jaxpr_as_fun(given["body_jaxpr"]))
+    state = inputs[second:]
+    states = [state]
+    for _ in range(SMALL.steps):
+        if bool(condition(*inputs[:first], *state)[0]):
+            state = body(*inputs[first:second], *state)
+        states.append(state)
+    return [jax.tree.unflatten(SHAPE, s) for s in states]
+
+
+def _with_graph(arguments: tuple[Any, ...], graph: Any) -> tuple[Any, ...]:
+    return arguments[0], graph, *arguments[1:]
+
+
+def test_the_while_loop_is_a_masked_python_loop(outcome: Outcome, carries: list[Carry]) -> None:
+    last = carries[-1]
+    assert int(outcome.steps) == int(last.step) > SMALL.search_steps
+    np.testing.assert_array_equal(outcome.pool.tokens, last.pool.tokens)
+    for a, b in zip(jax.tree.leaves((outcome.pool, outcome.z, outcome.trace)), jax.tree.leaves((last.pool, last.z, last.trace)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert int(outcome.found_at) == int(last.found_at)
+    assert bool(outcome.converged) == bool((last.hits >= 2).all())
+
+
+def test_a_step_of_the_search_is_a_step_of_the_refiner(carries: list[Carry], tiny_model: Model) -> None:
+    one = tiny_model.encoder(scatter())
+    each, summary = (jnp.broadcast_to(a, (SMALL.thoughts, *a.shape[1:])) for a in (one.each, one.summary))
+    spread = Points(*(jnp.broadcast_to(a, (SMALL.thoughts, *a.shape[1:])) for a in scatter()))
+    graph, params = nnx.split(tiny_model)
+    step = jax.jit(lambda z, candidate: nnx.merge(graph, params).refiner(z, Encoded(each, summary, spread), candidate))
+    for old, new in itertools.pairwise(carries):
+        moving = np.asarray(old.hits) < 2
+        np.testing.assert_allclose(new.z[moving], step(old.z, old.candidate)[moving], atol=2e-5)
+
+
+def test_a_thought_that_has_halted_does_not_move(carries: list[Carry]) -> None:
+    stood = 0
+    for old, new in itertools.pairwise(carries):
+        halted = np.asarray(old.hits) >= 2
+        if int(new.step) == int(old.step) or not halted.any():
+            continue
+        stood += int(halted.sum())
+        np.testing.assert_array_equal(new.z[halted], old.z[halted])
+        assert not np.asarray(new.trace.velocity)[int(old.step), halted].any()
+        assert (np.asarray(new.hits)[halted] >= 2).all() or int(old.step) < SMALL.search_steps
+    assert stood > 0
+
+
+def test_two_hits_in_a_row_halt_and_one_does_not(carries: list[Carry]) -> None:
+    for old, new in itertools.pairwise(carries):
+        if int(new.step) == int(old.step) or int(old.step) < SMALL.search_steps:
+            continue
+        moving = np.asarray(old.hits) < 2
+        under = np.asarray(new.trace.velocity)[int(old.step)] < THRESHOLD
+        np.testing.assert_array_equal(np.asarray(new.hits)[moving], np.where(under, np.asarray(old.hits) + 1, 0)[moving])
+
+
+def test_after_the_search_the_candidates_stand(carries: list[Carry]) -> None:
+    settled = [c for c in carries if int(c.step) > SMALL.search_steps]
+    assert len(settled) > 1
+    for carry in settled:
+        assert (np.asarray(carry.candidate.tokens) == np.asarray(carry.pool.tokens)[0]).all()
+        np.testing.assert_array_equal(carry.pool.tokens, settled[0].pool.tokens)
+
+
+def test_every_remembered_formula_is_legal_and_what_it_says(outcome: Outcome) -> None:
+    pool = jax.tree.map(np.asarray, outcome.pool)
+    real = np.isfinite(pool.cost)
+    assert real.sum() > 10 and legal(pool.tokens[real]).all()
+    assert (np.diff(pool.cost[real]) >= 0).all()
+    _x, y, mask = (np.asarray(a) for a in scatter())
+    for i in np.flatnonzero(real)[:8]:
+        assert not pool.values[i][~is_constant(pool.tokens[i])].any()
+        r = (pool.fitted[i] - y[0])[mask[0]].astype(np.float64)
+        assert np.mean(r**2) / np.var(y[0][mask[0]]) == pytest.approx(pool.fvu[i], rel=0.05, abs=1e-6)
+        decode(pool.tokens[i], pool.values[i])
+
+
+def test_the_pool_never_gets_worse(carries: list[Carry]) -> None:
+    best = [float(c.pool.cost[0]) for c in carries]
+    assert all(b <= a + 1e-4 for a, b in itertools.pairwise(best)) and best[-1] < np.inf
+
+
+def test_the_records_end_with_the_search(outcome: Outcome) -> None:
+    steps = int(outcome.steps)
+    for record in outcome.trace:
+        assert np.isfinite(record[:steps]).all() and np.isnan(record[steps:]).all()
+
+
+def test_the_key_makes_the_search(tiny_model: Model, outcome: Outcome) -> None:
+    again = think(*arguments(tiny_model), budget=SMALL)
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(outcome), strict=True):
+        np.testing.assert_array_equal(a, b)
+    params, graph, points, _, *rest = arguments(tiny_model)
+    other = think(params, graph, points, jax.random.key(1), *rest, budget=SMALL)
+    assert np.any(np.asarray(other.z) != np.asarray(outcome.z))
+
+
+def test_memory_does_not_grow_with_the_number_of_steps(tiny_model: Model) -> None:
+    args = arguments(tiny_model)
+
+    def needed(steps: int) -> tuple[int, int]:
+        found = think.lower(*args, budget=replace(SMALL, steps=steps)).compile().memory_analysis()
+        return found.temp_size_in_bytes, found.output_size_in_bytes
+
+    (few, short), (many, long) = needed(12), needed(512)
+    records = long - short  # the trace: a row a step, and nothing else, is longer
+    assert records <= 500 * 4 * (SMALL.thoughts * 9 + 1 + CONFIG.slots**2) + 4096
+    assert many - few <= 2 * records + 65536
+    assert few > 200_000
+
+
+# ---------------------------------------------------------------- edits
+
+
+def encoded(bank: Bank, count: int, seed: int) -> tuple[jax.Array, jax.Array]:
+    tokens, values = encode(from_bank(bank, count, seed=seed))
+    return jnp.asarray(tokens), jnp.asarray(values, jnp.float32)
+
+
+def test_an_edit_is_always_legal(bank: Bank) -> None:
+    tokens, values = encoded(bank, 4096, 10)
+    donors, _ = encoded(bank, 200, 11)
+    changed = 0
+    for k in range(4):
+        new, numbers = (np.asarray(a) for a in edit(jax.random.key(k), tokens, values, donors))
+        assert legal(new).all() and new.dtype == np.int32 and numbers.dtype == np.float32
+        assert not numbers[~is_constant(new)].any() and np.isfinite(numbers).all()
+        assert (numbers[is_constant(new)] != 0).all()
+        changed += int((new != np.asarray(tokens)).any(1).sum())
+    assert changed > 4 * 4096 * 0.6
+
+
+def test_an_edit_of_the_shortest_and_of_the_longest_formula_is_legal() -> None:
+    short = jnp.zeros((500, CONFIG.slots), jnp.int32).at[:, 0].set(1)
+    longest, numbers = encode([parse("neg(" * 15 + "x" + ")" * 15)])
+    long = jnp.asarray(np.repeat(longest, 500, 0)), jnp.asarray(np.repeat(numbers, 500, 0), jnp.float32)
+    for tokens, values in ((short, jnp.zeros(short.shape, jnp.float32)), long):
+        for donors in (short[:1], long[0][:1]):
+            new, _ = edit(KEY, tokens, values, donors)
+            assert legal(np.asarray(new)).all()
+
+
+def test_all_kinds_of_edits_happen(bank: Bank) -> None:
+    """Longer, shorter, and as long with one other token; single constants survive an edit elsewhere."""
+    tokens, values = encoded(bank, 4096, 12)
+    new, numbers = (np.asarray(a) for a in edit(KEY, tokens, values, tokens[:100]))
+    before, after = np.count_nonzero(np.asarray(tokens), axis=1), np.count_nonzero(new, axis=1)
+    swaps = ((new != np.asarray(tokens)).sum(1) == 1) & (before == after)
+    assert min((after > before).mean(), (after < before).mean(), swaps.mean()) > 0.05
+    same = (new == np.asarray(tokens)) & is_constant(new)
+    assert np.mean(numbers[same] == np.asarray(values)[same]) > 0.9
+
+
+def test_blind_candidates_are_skeletons_of_the_prior(bank: Bank) -> None:
+    drawn = np.asarray(from_prior(KEY, bank.tokens, 500))
+    assert legal(drawn).all()
+    known = {decode(t.astype(np.int32)).skeleton() for t in np.asarray(bank.tokens)}
+    assert {decode(t).skeleton() for t in drawn} <= known
+
+
+# ---------------------------------------------------------------- what is remembered
+
+
+def some_candidates(bank: Bank, count: int, seed: int) -> Candidate:
+    """Formulas of few skeletons with different constants and made-up fits."""
+    rng = np.random.default_rng(seed)
+    tokens, _ = encoded(bank, 12, 3)
+    rows = np.asarray(tokens)[rng.integers(12, size=count)]
+    values = np.where(is_constant(rows), rng.normal(size=rows.shape), 0.0).astype(np.float32)
+    fvu = np.where(rng.random(count) < 0.1, np.inf, rng.random(count) ** 4).astype(np.float32)
+    return Candidate(jnp.asarray(rows), jnp.asarray(values), jnp.asarray(rng.normal(size=(count, 8)), jnp.float32), jnp.asarray(fvu))
+
+
+def empty_pool(keep: int) -> Pool:
+    first = jnp.zeros((keep, CONFIG.slots), jnp.int32).at[:, 0].set(1)
+    return Pool(first, jnp.zeros((keep, CONFIG.slots), jnp.float32), jnp.zeros((keep, 8), jnp.float32), *(jnp.full(keep, jnp.inf, jnp.float32) for _ in "ab"))
+
+
+def test_the_hash_sees_the_skeleton_and_not_the_constants(bank: Bank) -> None:
+    tokens = np.asarray(bank.tokens).astype(np.int32)
+    assert len(np.unique(skeleton_hash(jnp.asarray(tokens)))) == len(tokens)
+    other = np.where(is_constant(tokens), tokens + 1, tokens)
+    np.testing.assert_array_equal(skeleton_hash(jnp.asarray(other)), skeleton_hash(jnp.asarray(tokens)))
+
+
+@pytest.mark.parametrize("keep", [4, 32])
+def test_merge_keeps_the_best_of_each_skeleton(keep: int, bank: Bank) -> None:
+    pool = empty_pool(keep)
+    seen: dict[tuple, float] = {}
+    put = jax.jit(merge)
+    for seed in range(4):
+        new = some_candidates(bank, 60, seed)
+        pool = put(pool, new, COUNT)
+        for tokens, cost in zip(np.asarray(new.tokens), np.asarray(cost_of(new.tokens, new.fvu, COUNT)), strict=True):
+            name = decode(tokens).skeleton()
+            seen[name] = min(seen.get(name, np.inf), float(cost))
+        best = sorted(v for v in seen.values() if np.isfinite(v))[:keep]
+        cost = np.asarray(pool.cost)
+        np.testing.assert_allclose(cost[np.isfinite(cost)], best, rtol=1e-6)
+        names = [decode(t).skeleton() for t, c in zip(np.asarray(pool.tokens), cost, strict=True) if np.isfinite(c)]
+        assert len(names) == len(set(names))
+    np.testing.assert_allclose(pool.cost, cost_of(pool.tokens, pool.fvu, COUNT), rtol=1e-6)
+
+
+def test_merging_twice_changes_nothing(bank: Bank) -> None:
+    new = some_candidates(bank, 60, 1)
+    once = merge(empty_pool(16), new, COUNT)
+    np.testing.assert_array_equal(merge(once, new, COUNT).cost, once.cost)
+
+
+def test_the_most_promising_are_the_best_of_different_skeletons_in_each_group(bank: Bank) -> None:
+    new = some_candidates(bank, 80, 2)
+    chosen = np.asarray(most_promising(new, 4, 3, COUNT)).reshape(4, 3)
+    cost = np.asarray(cost_of(new.tokens, new.fvu, COUNT))
+    for group, indices in enumerate(chosen):
+        best: dict[tuple, float] = {}
+        for i in range(20 * group, 20 * group + 20):
+            name = decode(np.asarray(new.tokens[i])).skeleton()
+            best[name] = min(best.get(name, np.inf), float(cost[i]))
+        assert ((indices >= 20 * group) & (indices < 20 * group + 20)).all()
+        np.testing.assert_allclose(np.sort(cost[indices]), sorted(best.values())[:3], rtol=1e-6)
+
+
+def test_longer_and_worse_costs_more() -> None:
+    tokens, _ = encode([parse("x"), parse("x"), parse("sin(x) + x"), parse("x*1.5 + x")])
+    cost = np.asarray(cost_of(jnp.asarray(tokens), jnp.asarray([1e-3, 1e-2, 1e-3, np.nan], jnp.float32), COUNT))
+    assert cost[0] < cost[1] and cost[0] < cost[2] and np.isinf(cost[3])

@@ -1,0 +1,494 @@
+"""Chapters 0, 8 and 10: points in, formula out; and whatever else is put in gets a clear answer."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import sympy
+
+import refinemath.solve as solve_module
+from refinemath import CheckpointError, DataError, FormulaError, RefineMath, Result, parse
+from refinemath.solve import fit_double, latex_of, prepare, read_points, rescale, shipped_widths, short_skeletons, tidy
+
+DATA = Path(__file__).parents[1] / "data"
+X = np.linspace(0.5, 4.0, 24)
+PARABOLA = np.stack([X, X**2 - 3], axis=1)
+
+
+def explained(result: Result, x: np.ndarray, y: np.ndarray) -> float:
+    """FVU of the answer on given points."""
+    r = (y - result.predict(x)) / (np.std(y) or 1.0)
+    return float(np.mean(r**2))
+
+
+@pytest.fixture(scope="module")
+def parabola(solver: RefineMath) -> Result:
+    return solver.solve(PARABOLA, time_budget=0.1)
+
+
+@pytest.fixture(scope="module")
+def hard() -> np.ndarray:
+    """Noise: no formula is right."""
+    return np.stack([X, np.random.default_rng(0).normal(size=24)], axis=1)
+
+
+# ---------------------------------------------------------------- the answer
+
+
+def test_the_answer_unpacks_as_latex_and_iterations(parabola: Result, solver: RefineMath) -> None:
+    latex, iterations = parabola
+    assert latex == parabola.latex and "x^{2}" in latex and iterations == parabola.iterations
+    assert 1 <= iterations <= solver.max_iters
+    assert parabola._repr_latex_() == f"$\\displaystyle y = {latex}$"
+
+
+def test_the_answer_in_every_form_is_the_same_function(parabola: Result) -> None:
+    x = sympy.Symbol("x", real=True)
+    assert sympy.simplify(parabola.sympy() - (x**2 - 3)) == 0
+    code = compile(parabola.python(), "formula", "eval")
+    by_python = [eval(code, {"math": math}, {"x": float(v)}) for v in X]  # our own text, in a test
+    np.testing.assert_allclose(by_python, parabola.predict(X), rtol=1e-9)
+    np.testing.assert_allclose(parabola.predict(X), PARABOLA[:, 1], atol=1e-9)
+    assert str(parabola).startswith("y = ") and parse(str(parabola.sympy())).evaluate(X[None]) == pytest.approx(PARABOLA[:, 1])
+    assert parabola.exact and parabola.found and parabola.fvu < 1e-20
+
+
+def test_prediction_takes_numbers_and_rows(parabola: Result) -> None:
+    np.testing.assert_allclose(parabola.predict(2.0), [1.0], atol=1e-9)
+    np.testing.assert_allclose(parabola.predict([[2.0], [3.0]]), [1.0, 6.0], atol=1e-9)
+    with pytest.raises(DataError, match="1 variable"):
+        parabola.predict([[1.0, 2.0]])
+    with pytest.raises(DataError, match="not a number"):
+        parabola.predict("two")
+
+
+def test_the_candidates_are_a_front(solver: RefineMath, hard: np.ndarray) -> None:
+    found = solver.solve(hard, time_budget=0.1)
+    lengths, errors = [c.length for c in found.candidates], [c.fvu for c in found.candidates]
+    assert len(lengths) > 1 and lengths == sorted(set(lengths)) and errors == sorted(errors, reverse=True)
+    for candidate in found.candidates:
+        assert np.isfinite(parse(candidate.formula).evaluate(X[None])).all()
+    assert not found.exact and not found.found
+
+
+def test_the_velocity_has_a_row_a_step(parabola: Result, solver: RefineMath) -> None:
+    assert parabola.velocity.shape == (parabola.iterations, solver.budget.thoughts)
+    assert np.isfinite(parabola.velocity).all() and (parabola.velocity >= 0).all()
+    assert isinstance(parabola.converged, bool)
+
+
+def test_a_threshold_that_every_step_passes_converges(solver: RefineMath) -> None:
+    loose = solver.solve(PARABOLA, threshold=0.999, time_budget=0.1)
+    assert loose.converged and loose.latex == "x^{2} - 3"
+
+
+def test_the_seed_makes_it_repeatable(solver: RefineMath, hard: np.ndarray) -> None:
+    one, two = (solver.solve(hard, seed=5, time_budget=0.1) for _ in range(2))
+    assert one.latex == two.latex and one.iterations == two.iterations and one.candidates == two.candidates
+    np.testing.assert_array_equal(one.velocity, two.velocity)
+    other = solver.solve(hard, seed=6, time_budget=0.1)
+    assert np.any(other.velocity != one.velocity)
+
+
+def searches(solver: RefineMath, data: np.ndarray, monkeypatch: pytest.MonkeyPatch, time_budget: float) -> int:
+    """How many searches run when the clock goes on by a second every time somebody looks, and patience has no end."""
+    now = iter(range(10_000))
+    calls = []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        return think(*arguments, **options)
+
+    think = solve_module.think
+    monkeypatch.setattr(solve_module, "think", counted)
+    monkeypatch.setattr(solve_module, "time", SimpleNamespace(perf_counter=lambda: float(next(now))))
+    solver.solve(data, time_budget=time_budget)
+    return len(calls)
+
+
+def test_the_time_budget_bounds_the_searches(solver: RefineMath, hard: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert searches(solver, hard, monkeypatch, time_budget=0.5) == 1  # the first always runs
+
+
+def test_no_search_starts_after_the_time_budget(solver: RefineMath, hard: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 1 <= searches(solver, hard, monkeypatch, time_budget=2.5) <= 3
+
+
+def test_every_way_of_giving_points_gives_the_same_answer(solver: RefineMath, parabola: Result, tmp_path: Path) -> None:
+    np.save(tmp_path / "p.npy", PARABOLA)
+    pd.DataFrame(PARABOLA, columns=["x", "y"]).to_csv(tmp_path / "p.csv", index=False)
+    (tmp_path / "p.txt").write_text("# points\n" + "\n".join(f"{a!r} {b!r}" for a, b in PARABOLA.tolist()), encoding="utf-8")
+    (tmp_path / "p.tsv").write_text("\n".join(f"{a!r}\t{b!r}" for a, b in PARABOLA.tolist()), encoding="utf-8")
+    (tmp_path / "semicolon.csv").write_text("x;y\n" + "\n".join(f"{a!r};{b!r}" for a, b in PARABOLA.tolist()), encoding="utf-8-sig")
+    forms: list[Any] = [
+        PARABOLA.tolist(), [tuple(r) for r in PARABOLA], np.asfortranarray(PARABOLA), PARABOLA[::-1][::-1], pd.DataFrame(PARABOLA), PARABOLA.astype(object),
+        [[str(a), str(b)] for a, b in PARABOLA.tolist()], str(tmp_path / "p.npy"),
+        *(tmp_path / n for n in ("p.npy", "p.csv", "p.txt", "p.tsv", "semicolon.csv")),
+    ]  # fmt: skip
+    for data in forms:
+        x, y = read_points(data)
+        np.testing.assert_array_equal(x[:, 0], X)
+        np.testing.assert_allclose(y, PARABOLA[:, 1], rtol=1e-15)
+    for pair in ((X, PARABOLA[:, 1]), (X[:, None], PARABOLA[:, 1:]), (X.tolist(), PARABOLA[:, 1].tolist()), (pd.Series(X), pd.Series(PARABOLA[:, 1]))):
+        np.testing.assert_array_equal(np.column_stack(read_points(*pair)), PARABOLA)
+    assert solver.solve(tmp_path / "p.csv", time_budget=0.1).latex == parabola.latex
+
+
+def test_the_order_of_the_points_does_not_matter(solver: RefineMath, parabola: Result) -> None:
+    assert solver.solve(np.random.default_rng(0).permutation(PARABOLA), time_budget=0.1).latex == parabola.latex
+
+
+def test_a_plot_is_saved(parabola: Result, tmp_path: Path) -> None:
+    parabola.plot(tmp_path / "fit.png")
+    assert (tmp_path / "fit.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_without_the_sweep_the_network_alone_answers(solver: RefineMath) -> None:
+    alone = RefineMath(max_iters=4, budget=solver.budget, sweep=False)
+    result = alone.solve(PARABOLA, time_budget=0.1)
+    assert np.isfinite(result.fvu) and result.iterations >= 1
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def test_numbers_are_printed_short_and_exact_where_they_are() -> None:
+    assert latex_of(parse("x**2")) == "x^{2}"
+    assert tidy(parse("3.00000000001*x")) == 3 * sympy.Symbol("x", real=True)
+    assert tidy(parse(f"sin({math.pi / 3!r}*x)")) == sympy.sin(sympy.pi * sympy.Symbol("x", real=True) / 3)
+    assert str(tidy(parse("2.123456789*x"))) == "2.12346*x"
+    assert "log" in latex_of(parse("log(x)")) and r"\," in latex_of(parse("2.5*x"))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 250.0, 1e30])
+def test_prepare_brings_points_into_the_trained_range_and_back(scale: float) -> None:
+    prepared = prepare(X[:, None] * scale, PARABOLA[:, 1] * 7)
+    assert 0.4 <= np.abs(prepared.u).max() <= 13
+    np.testing.assert_allclose(prepared.u[0] * prepared.scale[0], X * scale, rtol=1e-12)
+    mask = np.asarray(prepared.points.mask[0])
+    assert mask.sum() == 24 and np.asarray(prepared.points.y)[0, mask].std() > 0.1
+    assert (np.diff(np.asarray(prepared.points.x)[0, 0, mask]) > 0).all()
+
+
+def test_of_many_points_sixty_four_are_looked_at() -> None:
+    x = np.random.default_rng(0).uniform(0, 5, 1000)
+    points = prepare(x[:, None], np.sin(x)).points
+    assert int(points.mask.sum()) == 64
+    assert float(points.x[0, 0, 0]) == np.float32(x.min()) and float(points.x[0, 0, 63]) == np.float32(x.max())
+
+
+def test_short_formulas_are_tried_first() -> None:
+    tokens = short_skeletons()
+    assert tokens.dtype == np.uint8 and len(tokens) > 1000 and np.count_nonzero(tokens, axis=1).max() == 5
+
+
+@pytest.mark.parametrize(("text", "scale"), [("x**3", 1e9), ("log(x)", 1e-6), ("exp(-x)", 1e4), ("1/(x + 1)", 1e-9), ("x**1.5", 1e12)])
+def test_a_formula_in_scaled_x_is_given_back_in_the_users_x(text: str, scale: float, solver: RefineMath) -> None:
+    y = parse(text).evaluate(X[None])
+    prepared = prepare(X[:, None] * scale, y)
+    solution = solve_module.linear_solution([parse(text)], prepared.u, prepared.y)
+    best = solve_module.polish(solution.terms, prepared.u, prepared.y) if solution is not None else None
+    assert best is not None
+    back = rescale(best, prepared)
+    assert back is not None
+    np.testing.assert_allclose(back.formula().evaluate(X[None] * scale), best.formula().evaluate(prepared.u), rtol=1e-6)
+
+
+# ---------------------------------------------------------------- what is right although it looks odd
+
+
+def right() -> Iterator[tuple[str, Any, Any]]:
+    """Name, points, and the law that they follow (None: any finite answer)."""
+    square = PARABOLA
+    for sx in (1e30, 1.0, 1e-30):
+        for sy in (1e30, 1.0, 1e-30):
+            yield f"scales {sx:g} {sy:g}", np.stack([X * sx, X**2 * sy], axis=1), lambda x, a=sx, b=sy: (x / a) ** 2 * b
+    yield "constant", np.stack([X, np.full(24, 2.5)], axis=1), lambda x: 0 * x + 2.5
+    yield "zero", np.stack([X, 0 * X], axis=1), lambda x: 0 * x
+    yield "huge constant", np.stack([X, 0 * X - 1e30], axis=1), lambda x: 0 * x - 1e30
+    yield "repeated points", np.repeat(square, 3, axis=0), lambda x: x**2 - 3
+    yield "repeated x, different y", np.concatenate([square, square + np.array([0, 0.01]), square - np.array([0, 0.01])]), lambda x: x**2 - 3
+    yield "two different x", np.array([[1.0, 2.0], [1.0, 2.0], [2.0, 5.0], [2.0, 5.0], [1.0, 2.0]]), None
+    yield "four points", np.array([[1.0, 1.0], [2.0, 8.0], [3.0, 27.0], [4.0, 64.0]]), lambda x: x**3
+    yield "line", np.stack([X, 3 * X + 1], axis=1), lambda x: 3 * x + 1
+    yield "far from zero in y", np.stack([X, X**2 + 1e9], axis=1), lambda x: x**2 + 1e9
+    yield "far from zero in x", np.stack([X + 1e6, X], axis=1), lambda x: x - 1e6
+    yield "negative x", np.stack([-X, X**2], axis=1), lambda x: x**2
+    yield "with a zero", np.stack([X - X[0], (X - X[0]) ** 2], axis=1), lambda x: x**2
+    yield "negative zero", np.stack([X * -0.0 + X, X], axis=1), lambda x: x
+    yield "integers", np.array([[n, n * n] for n in range(-5, 12)]), lambda x: x**2
+    yield "small integers", np.array([[n, n * n] for n in range(-5, 12)], np.int8), lambda x: x**2
+    yield "unsigned", np.array([[n, n * n] for n in range(1, 14)], np.uint8), lambda x: x**2
+    yield "float32", square.astype(np.float32), lambda x: x**2 - 3
+    yield "float16", np.array([[n, n * n] for n in range(1, 14)], np.float16), lambda x: x**2
+    yield "truth values", np.array([[n, n > 3] for n in range(8)]), None
+    yield "fractions", [[Fraction(n, 2), Fraction(n * n, 4)] for n in range(1, 12)], lambda x: x**2
+    yield "decimals", [[Decimal(n), Decimal(n * n)] for n in range(1, 12)], lambda x: x**2
+    yield "numbers as text", [[str(n), str(n * n)] for n in range(1, 12)], lambda x: x**2
+    yield "one outlier", np.where(np.arange(48).reshape(24, 2) == 21, 100.0, square), None
+    yield "subnormal y", np.stack([X, X**2 * 1e-310], axis=1), None
+    yield "widely spread x", np.stack([np.geomspace(1e-6, 1e6, 30), np.log(np.geomspace(1e-6, 1e6, 30))], axis=1), lambda x: np.log(x)
+    yield "a step", np.stack([X, (X > 2).astype(float)], axis=1), None
+    yield "a single peak", np.stack([X, (np.arange(24) == 7).astype(float)], axis=1), None
+    yield "eight points of noise", np.random.default_rng(2).normal(size=(8, 2)), None
+    yield "almost constant", np.stack([X, 1 + 1e-13 * X], axis=1), None
+
+
+RIGHT = list(right())
+
+
+@pytest.mark.parametrize(("name", "data", "law"), RIGHT, ids=[n for n, *_ in RIGHT])
+def test_odd_points_get_a_right_answer(name: str, data: Any, law: Callable[[np.ndarray], np.ndarray] | None, solver: RefineMath) -> None:
+    result = solver.solve(data, time_budget=0.05)
+    x, _ = read_points(data)
+    assert np.isfinite(result.predict(x)).all() and np.isfinite(result.fvu) and result.latex
+    assert isinstance(result.sympy(), sympy.Expr) and result.python()
+    if law is not None:
+        assert result.found
+        truth = law(x[:, 0])
+        np.testing.assert_allclose(result.predict(x), truth, rtol=2e-3, atol=2e-3 * max(float(np.ptp(truth)), 1e-300))
+
+
+def test_a_hundred_thousand_points_are_solved(solver: RefineMath) -> None:
+    x = np.random.default_rng(0).uniform(-3, 3, 100_000)
+    result = solver.solve(np.stack([x, 2 * x**3 - x], axis=1), time_budget=0.05)
+    assert result.fvu < 1e-20 and explained(result, x, 2 * x**3 - x) < 1e-20
+
+
+# ---------------------------------------------------------------- what is wrong says so
+
+
+def bad_points() -> Iterator[tuple[str, Any, Any]]:
+    """Name, data, y."""
+    for value in (math.nan, math.inf, -math.inf):
+        for row, column in ((0, 0), (0, 1), (11, 0), (11, 1), (23, 0), (23, 1)):
+            broken = PARABOLA.copy()
+            broken[row, column] = value
+            yield f"{value} at {row},{column}", broken, None
+            yield f"{value} at {row},{column} as a list", broken.tolist(), None
+    for value in (1e101, -1e200, 1e308):
+        for column in (0, 1):
+            broken = PARABOLA.copy()
+            broken[3, column] = value
+            yield f"{value:g} in column {column}", broken, None
+    for n in range(4):
+        yield f"{n} points", PARABOLA[:n], None
+        yield f"{n} points as x and y", X[:n], X[:n]
+        yield f"{n} points as a list", PARABOLA[:n].tolist(), None
+    for k, nothing in enumerate(([], [[]], (), {}, [[], []], np.zeros((0, 2)), np.zeros((5, 0)), np.zeros(0), None, "", [None], [[None, None]] * 8)):
+        yield f"nothing {k}", nothing, None
+    for k, words in enumerate((["a", "b"], [["x", "y"]] * 8, [[1.0, "two"]] * 8, [["1,5", "2"]] * 8, np.array([["a", "b"]] * 8), [[b"\xff", 1]] * 8,
+                               "no-such-file", b"bytes", [["1", "2"], ["", "3"]] * 4, [["NaN", "1"]] * 8, [["inf", "1"]] * 8, "\0", "x" * 5000)):  # fmt: skip
+        yield f"text {k}", words, None
+    for k, shape in enumerate(((), (24,), (1,), (24, 1), (24, 5), (24, 9), (2, 12, 2), (1, 1, 1, 1), (3, 4, 5))):
+        yield f"shape {shape} {k}", np.random.default_rng(k).normal(size=shape), None
+    ragged = [[1.0, 2.0], [3.0], [4.0, 5.0], [6.0, 7.0]]
+    yield "ragged", ragged, None
+    yield "more ragged", [[1.0], [2.0, 3.0], [], [4.0, 5.0, 6.0]], None
+    for k, (x, y) in enumerate(((X, X[:-1]), (X[:-1], X), (X, PARABOLA), (X, None.__class__), (X, "y"), (X, 3.0), (3.0, X), (PARABOLA, X[:5]), (X, X[None]),
+                                (X, X[:, None, None]), (X[:, None, None], X), (X, [1.0] * 23 + ["a"]), (X, [1.0] * 23 + [math.nan]), ("x", X))):  # fmt: skip
+        yield f"x and y {k}", x, y
+    for k, x in enumerate((0.0, 1.0, -7.5, 1e30, 1e-30)):
+        yield f"constant x {k}", np.stack([np.full(24, x), X], axis=1), None
+    yield "constant second variable", np.stack([X, 0 * X, X], axis=1), None
+    for k, thing in enumerate((object(), 3, 2.5, True, {"x": [1, 2], "y": [3, 4]}, {1, 2}, lambda: 1, (v for v in X), range(8), np.datetime64("2026-01-01"),
+                               np.array(["2026-01-01"] * 8, "datetime64[D]"), PARABOLA + 1j, np.zeros(8, [("x", float), ("y", float)]), [[1j, 2.0]] * 8,
+                               [[object(), 1.0]] * 8, [[[1.0], [2.0]]] * 8, PARABOLA.tolist)):  # fmt: skip
+        yield f"thing {k}", thing, None
+    yield "a table with words", pd.DataFrame({"x": list("abcdefgh"), "y": range(8)}), None
+    yield "a table with gaps", pd.DataFrame({"x": [1.0, None, 3.0, 4.0, 5.0], "y": range(5)}), None
+    yield "a table with dates", pd.DataFrame({"x": pd.date_range("2026-01-01", periods=8), "y": range(8)}), None
+    yield "two variables", np.stack([X, X[::-1], X**2], axis=1), None
+    yield "three variables", np.random.default_rng(0).normal(size=(24, 4)), None
+
+
+BAD = list(bad_points())
+
+
+@pytest.mark.parametrize(("name", "data", "y"), BAD, ids=[n for n, *_ in BAD])
+def test_bad_points_are_a_clear_error(name: str, data: Any, y: Any, solver: RefineMath) -> None:
+    with pytest.raises(DataError) as caught:
+        solver.solve(data, y)
+    message = str(caught.value)
+    assert 10 < len(message) < 7000 and "\n" not in message and "Traceback" not in message
+
+
+def bad_files() -> dict[str, bytes]:
+    """Name and content of files that hold no points."""
+    good = _npy(PARABOLA)
+    files = {f"cut-{n}.npy": good[:n] for n in [*range(0, 130, 13), 200, 300, len(good) - 1]}
+    files |= {f"junk{suffix}": bytes(range(256)) * 4 for suffix in (".npy", ".csv", ".txt", ".dat", ".tsv")}
+    files |= {f"empty{suffix}": b"" for suffix in (".npy", ".csv", ".txt", ".dat", ".tsv")}
+    files |= {f"unknown{suffix}": good for suffix in (".xlsx", ".json", ".npz", "", ".py")}
+    files |= {
+        "words.csv": b"x,y\n" + b"a,b\n" * 8,
+        "gap.csv": b"x,y\n1,2\n3,\n4,5\n6,7\n",
+        "ragged.csv": b"x,y\n1,2\n3,4,5\n6,7\n8,9\n",
+        "header.csv": b"x,y\n",
+        "comment.csv": b"# nothing\n# here\n",
+        "nan.csv": b"x,y\n1,2\nnan,3\n4,5\n6,7\n",
+        "inf.csv": b"1,2\n2,3\n3,1e999\n4,5\n",
+        "one.csv": b"x\n1\n2\n3\n4\n5\n",
+        "wide.csv": b"1,2,3,4,5\n" * 6,
+        "short.csv": b"x,y\n1,2\n",
+        "quote.csv": b'x,y\n"1,2\n3,4\n5,6\n7,8\n',
+        "nul.csv": b"1,2\n\x00,3\n4,5\n6,7\n",
+        "utf16.csv": "x,y\n1,2\n3,4\n5,6\n7,8\n".encode("utf-16"),
+        "latin.csv": "größe,y\n1,2\n3,4\n5,6\n7,8\n".encode("latin-1"),
+        "comma.txt": b"1,5 2,5\n" * 6,
+        "mixed.txt": b"1 2\n3\t4 5\n6 7\n8 9\n",
+        "blank.txt": b" \n\t\n \n",
+        "long-line.csv": b"1," + b"9" * 200_000 + b"\n" + b"1,2\n" * 5,
+        "object.npy": _npy(np.array([[1, None]] * 8, object), pickle=True),
+        "text.npy": _npy(np.array(["a"] * 8)),
+        "record.npy": _npy(np.zeros(8, [("x", float), ("y", float)])),
+        "complex.npy": _npy(PARABOLA + 1j),
+        "scalar.npy": _npy(np.float64(3)),
+        "dates.npy": _npy(np.array(["2026-01-01"] * 8, "datetime64[D]")),
+        "header.npy": good[:8] + b"\xff\xff" + good[10:],
+        "nan.npy": _npy(PARABOLA * np.nan),
+    }
+    return files
+
+
+def _npy(array: Any, *, pickle: bool = False) -> bytes:
+    import io
+
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=pickle)
+    return file.getvalue()
+
+
+FILES = bad_files()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_bad_files_are_a_clear_error(name: str, solver: RefineMath, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(FILES[name])
+    with pytest.raises(DataError) as caught:
+        solver.solve(tmp_path / name)
+    assert 10 < len(str(caught.value)) < 1000
+
+
+def test_a_missing_file_and_a_folder_are_clear_errors(solver: RefineMath, tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "none.npy", "none.csv", tmp_path / "none" / "x.csv"):
+        with pytest.raises(DataError, match="no file"):
+            solver.solve(place)
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"threshold": v} for v in (0, -1e-5, 1, 2.0, math.nan, math.inf, "small", None, [1e-5], 1j)
+] + [{"time_budget": v} for v in (0, -1, math.nan, "long", None, [1])] + [{"seed": v} for v in ("a", 1.5, None, [1], math.nan, 2**200)]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_bad_options_are_a_clear_error(options: dict[str, Any], solver: RefineMath) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        solver.solve(PARABOLA, **options)
+
+
+@pytest.mark.parametrize("seed", [0, -1, 2**31, 2**63, np.int64(3), np.uint8(7), True])
+def test_any_whole_number_is_a_seed(seed: int, solver: RefineMath) -> None:
+    assert solver.solve(PARABOLA, seed=seed, time_budget=0.05).found
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_iters": v} for v in (0, -1, 1.5, "8", None, 5000, math.nan)] + [{"latent_dim": v} for v in (0, -512, 512.0, "512", None)], ids=str
+)
+def test_bad_settings_are_a_clear_error(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        RefineMath(**options)
+
+
+# ---------------------------------------------------------------- weights
+
+
+def test_the_shipped_width_is_there() -> None:
+    assert 512 in shipped_widths()
+
+
+@pytest.mark.parametrize("width", [1, 64, 511, 1024])
+def test_a_width_that_is_not_shipped_says_which_are_and_how_to_train_it(width: int) -> None:
+    with pytest.raises(CheckpointError, match=rf"latent_dim {width} .* shipped: 512.*--latent-dim {width} --out") as caught:
+        RefineMath(latent_dim=width).solve(PARABOLA)
+    assert "weights=" in str(caught.value)
+
+
+def shipped() -> Path:
+    return Path(solve_module.__file__).parent / "weights" / "refinemath-512.npz"
+
+
+def _weights(change: Callable[[dict], None] | None = None) -> dict[str, np.ndarray]:
+    with np.load(shipped()) as file:
+        arrays = {n: file[n] for n in file.files}
+    if change is not None:
+        meta = json.loads(arrays["__meta__"].tobytes())
+        change(meta)
+        arrays["__meta__"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    return arrays
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-5, 1e-3, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.9999])
+def test_a_weights_file_that_is_cut_is_a_clear_error(share: float, tmp_path: Path) -> None:
+    whole = shipped().read_bytes()
+    (tmp_path / "w.npz").write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(CheckpointError, match=r"w\.npz"):
+        RefineMath(weights=tmp_path / "w.npz").solve(PARABOLA)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda m: m.update(format=2), "format 2; this version reads format 1"),
+        (lambda m: m.update(format="1"), "format"),
+        (lambda m: m.pop("format"), "format None"),
+        (lambda m: m.pop("config"), "does not know"),
+        (lambda m: m.update(config=None), "does not know"),
+        (lambda m: m.update(config=[1]), "does not know"),
+        (lambda m: m["config"].update(gates=3), "does not know"),
+        (lambda m: m["config"].update(stabiliser="new"), "does not know"),
+        (lambda m: m["config"].update(variables=9), "does not know"),
+        (lambda m: m["config"].update(latent_dim=8), "does not know"),
+        (lambda m: m["config"].update(latent_dim=1024), "needs|latent_dim 1024"),
+        (lambda m: m["config"].update(encoder_blocks=9), "missing"),
+        (lambda m: m["config"].update(refiner_blocks=0), "unexpected"),
+        (lambda m: m["config"].update(width=64), "needs"),
+        (lambda m: m["config"].update(width="wide"), "does not know|needs"),
+        (lambda m: m["config"].update(heads=0), "does not know|needs"),
+    ],
+)
+def test_weights_of_another_version_are_a_clear_error(change: Callable[[dict], None], says: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "w.npz", **_weights(change))  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match=says):
+        RefineMath(weights=tmp_path / "w.npz").solve(PARABOLA)
+
+
+def test_weights_of_another_width_and_missing_weights_say_so(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="latent_dim 512, not 64"):
+        RefineMath(latent_dim=64, weights=shipped()).solve(PARABOLA)
+    for place in (tmp_path, tmp_path / "none.npz"):
+        with pytest.raises(CheckpointError, match="no weights file"):
+            RefineMath(weights=place).solve(PARABOLA)
+
+
+def test_there_are_more_than_two_hundred_bad_inputs() -> None:
+    assert len(RIGHT) + len(BAD) + len(FILES) + len(OPTIONS) >= 250
+
+
+def test_every_error_of_ours_is_a_value_error() -> None:
+    assert all(issubclass(e, ValueError) for e in (DataError, CheckpointError, FormulaError))
+
+
+def test_the_formulas_of_a_search_come_best_first(parabola: Result) -> None:
+    assert parabola.outcome is not None
+    solutions = fit_double(parabola.outcome, prepare(X[:, None], PARABOLA[:, 1]))
+    score = [solve_module.description_length(s, 24) for s in solutions]
+    assert score == sorted(score) and solutions[0].fvu < 1e-20

@@ -37,11 +37,24 @@ def _strip(expression: sympy.Expr) -> sympy.Expr:
     return sympy.Add(*terms)
 
 
+def _bare(formula: Formula) -> Formula:
+    """The same as `_strip` without SymPy, which would lose a 1 that stands for any constant: the skeleton as the generator writes it."""
+    terms = []
+    for term in split_terms(formula):
+        parts = term.parts
+        while parts[0] == "neg" or (parts[0] == "mul" and not isinstance(parts[1], str)):
+            parts = parts[1:] if parts[0] == "neg" else parts[2:]
+        if any(p in VARIABLES for p in parts):
+            terms.append(Formula(parts))
+    return combine(terms, [1.0] * len(terms), 0.0)
+
+
 def _variants(formula: Formula) -> Iterator[Formula]:
     names = {f"x{i + 1}": sympy.Symbol(f"x{i + 1}") for i in range(MAX_VARIABLES)}
     plain = formula.sympy().subs(sympy.Symbol("x", real=True), names["x1"])
     plain = plain.subs({sympy.Symbol(n, real=True): s for n, s in names.items()})
     yield formula
+    yield _bare(formula)
     for expression in (_strip(plain), _strip(sympy.expand(plain)), _strip(sympy.together(plain))):
         try:
             yield parse(str(expression.evalf(17)))
@@ -69,8 +82,8 @@ def training_exclusions(variables: int = 1) -> tuple[np.ndarray, jax.Array]:
             for variant in _variants(formula):
                 forms.append(variant)
                 count = len(variant.constants())
-                if 0 < count <= 3:
-                    forms += [_with_constants(variant, [PROBE_CONSTANTS[k] for k in order]) for order in itertools.permutations(range(count))]
+                orders = itertools.permutations(range(count)) if count <= 4 else [range(count)] if count <= len(PROBE_CONSTANTS) else []
+                forms += [_with_constants(variant, [PROBE_CONSTANTS[k] for k in order]) for order in orders]
     tokens, values = encode([f for f in forms if len(f) <= _WIDE], _WIDE)
     words = np.asarray(signature(jnp.asarray(tokens), jnp.asarray(values, jnp.float32)))
     tokens, values = encode([f for f in probes if len(f) <= _WIDE], _WIDE)

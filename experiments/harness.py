@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +24,14 @@ import numpy as np
 import optax
 from flax import nnx
 
-from refinemath import RefineMath, Result
+from refinemath import RefineMath, Result, checkpoint
 from refinemath.data import Bank, Examples, make_bank
 from refinemath.evaluate import Problem, environment, recovered
 from refinemath.heldout import training_exclusions
 from refinemath.language import END
 from refinemath.model import Config, Model, Points
 from refinemath.solve import prepare
-from refinemath.train import Recipe, make_optimizer
+from refinemath.train import Recipe, make_optimizer, make_trainer, train
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "data"
@@ -291,6 +292,34 @@ def parameter_count(params: Any) -> int:
 
 
 def stack(problems: Sequence[Problem]) -> Points:
-    """The points of several problems as one batch, as the network sees them."""
-    ready = [prepare(p.x[:, None] if p.x.ndim == 1 else p.x, p.y).points for p in problems]
-    return Points(*(jnp.concatenate(a) for a in zip(*ready, strict=True)))
+    """The points of several problems as one batch, as the network sees them, padded to the longest."""
+    ready = [prepare(p.x[:, None], p.y).points for p in problems]
+    most = max(r.y.shape[1] for r in ready)
+    return Points(*(jnp.concatenate([jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, most - a.shape[-1])]) for a in field]) for field in zip(*ready, strict=True)))
+
+
+def train_seconds(config: Config, recipe: Recipe, where: Path, bank: Bank, seconds: float, *, model: Any = Model, steps: int | None = None) -> dict[str, Any]:
+    """Train with `train.train`, `model` in the place of `model.Model`, for so many CPU seconds; `steps` skips the measurement of what a step costs."""
+    with mock.patch("refinemath.train.Model", model):
+        if steps is None:
+            trainer = make_trainer(config, replace(recipe, steps=1000), bank, training_exclusions()[1])
+            state, _ = trainer.step(trainer.init())
+            costs = []
+            for _ in range(6):
+                began = time.process_time()
+                state, metrics = trainer.step(state)
+                jax.block_until_ready(metrics)
+                costs.append(time.process_time() - began)
+            steps = max(3, round(seconds / float(np.median(costs))))
+            del state, trainer
+        recipe = replace(recipe, steps=steps, warmup=max(1, min(recipe.warmup, steps // 10)))
+        began = time.process_time()
+        train(config, recipe, where, bank=bank, show=False, save_seconds=120)
+    log = [json.loads(line) for line in (where / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {"steps": steps, "examples": steps * recipe.batch, "seconds": time.process_time() - began, "loss": [[e["step"], e["loss"]] for e in log]}
+
+
+def load_parts(path: Path, config: Config, kind: type[nnx.Module] = Model) -> tuple[Any, Any, Config]:
+    """Parameters, graph and configuration from a weights file, for a class that stands in for the model."""
+    graph, template = nnx.split(nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0))))
+    return checkpoint.load(path, template)[0], graph, config

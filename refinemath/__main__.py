@@ -8,10 +8,38 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from refinemath.checkpoint import CheckpointError
 from refinemath.model import STABILISERS, Config
-from refinemath.solve import DataError, RefineMath
+from refinemath.solve import RefineMath
 from refinemath.train import Recipe
+
+_PARTS = ["suites", "heldout", "noise", "real"]
+_SYSTEMS = ["refinemath", "no-sweep", "no-edits", "null", "null-edits"]
+_COUNTS = ("steps", "batch", "unroll", "own_samples", "bank_per_length")  # dials of a recipe that are 1 at least
+_CHOICES = {"optimizer": ("muon", "adamw")}
+_METAVAR = {int: "N", float: "X", str: "NAME"}
+_DIALS = {
+    "steps": "training steps",
+    "batch": "problems in a step",
+    "learning_rate": "highest learning rate",
+    "optimizer": "muon for the hidden matrices and AdamW for the rest, or AdamW alone",
+    "decay": "share of the steps over which the learning rate falls to zero",
+    "warmup": "steps over which the learning rate rises",
+    "unroll": "refiner steps in a training step",
+    "own_samples": "formulas drawn from a thought, of which the best comes next",
+    "noise": "size of the noise in the seed thought",
+    "go_on": "share of the batch that goes on from the step before",
+    "stillness": "weight of the velocity of thoughts that have nothing left to change",
+    "ema": "how slowly the averaged weights follow",
+    "seed": "makes the run repeatable",
+    "bank_per_length": "most formulas of each length",
+    "start_from": "weights file to start from",
+}
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 up")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -30,22 +58,24 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train a model, or go on with a run that was interrupted")
     train.add_argument("--out", type=Path, required=True, help="folder of the run: log, checkpoint, weights")
-    train.add_argument("--latent-dim", type=int, default=512)
-    train.add_argument("--width", type=int, default=128)
-    train.add_argument("--variables", type=int, default=1)
-    train.add_argument("--stabiliser", choices=STABILISERS, default="polar")
+    train.add_argument("--latent-dim", type=int, default=512, metavar="D", help="width of the latent (default 512)")
+    train.add_argument("--width", type=int, default=128, metavar="W", help="width at which the blocks work (default 128)")
+    train.add_argument("--variables", type=int, default=1, metavar="V", help="most variables of a formula, 1 to 3 (default 1)")
+    train.add_argument("--stabiliser", choices=STABILISERS, default="polar", help="what keeps the slots of a thought apart (default polar)")
     for f in fields(Recipe):
-        train.add_argument(f"--{f.name.replace('_', '-')}", type=type(f.default), default=f.default, help=f"default {f.default}")
+        kind, choices, metavar = _count if f.name in _COUNTS else type(f.default), _CHOICES.get(f.name), _METAVAR[type(f.default)]
+        text = f"{_DIALS.get(f.name, 'see Recipe')} (default {f.default if f.default != '' else 'none'})"
+        train.add_argument(f"--{f.name.replace('_', '-')}", type=kind, default=f.default, choices=choices, help=text, metavar=None if choices else metavar)
     train.add_argument("--distributed", action="store_true", help="call jax.distributed.initialize() first; one process a host")
 
     evaluate = commands.add_parser("evaluate", help="measure recovery on benchmarks, held-out formulas and real data")
     evaluate.add_argument("--data", type=Path, default=Path("data"), help="folder with suites.csv, heldout.csv and problems.csv")
-    evaluate.add_argument("--parts", nargs="+", default=["suites", "heldout", "noise", "real"], choices=["suites", "heldout", "noise", "real"])
-    evaluate.add_argument("--systems", nargs="+", default=["refinemath", "null"], choices=["refinemath", "no-sweep", "no-edits", "null", "null-edits"])
-    evaluate.add_argument("--every", type=int, default=1, metavar="N", help="take each N-th held-out formula")
-    evaluate.add_argument("--time-budget", type=float, default=8.0, metavar="S")
-    evaluate.add_argument("--weights", type=Path)
-    evaluate.add_argument("--latent-dim", type=int, default=512)
+    evaluate.add_argument("--parts", nargs="+", default=_PARTS, choices=_PARTS, help="which problems (default all)")
+    evaluate.add_argument("--systems", nargs="+", default=["refinemath", "null"], choices=_SYSTEMS, help="which solvers (default refinemath null)")
+    evaluate.add_argument("--every", type=_count, default=1, metavar="N", help="take each N-th held-out formula (default 1, all)")
+    evaluate.add_argument("--time-budget", type=float, default=8.0, metavar="S", help="seconds a problem (default 8)")
+    evaluate.add_argument("--weights", type=Path, metavar="FILE", help="weights file, if not the shipped one")
+    evaluate.add_argument("--latent-dim", type=int, default=512, metavar="D", help="width of the latent (default 512)")
     evaluate.add_argument("--out", type=Path, help="JSON file for the records")
     return parser
 
@@ -55,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return {"solve": _solve, "train": _train, "evaluate": _evaluate}[options.command](options)
-    except (DataError, CheckpointError, ValueError) as error:
+    except (ValueError, OSError) as error:  # ours are ValueErrors; a file that cannot be read or written is an OSError
         print(f"refinemath: {error}", file=sys.stderr)
         return 2
 

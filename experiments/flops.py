@@ -7,7 +7,6 @@ alone, exact), and by the compiler's own analysis, which counts the body of a lo
 from __future__ import annotations
 
 import math
-import os
 import time
 from typing import Any
 
@@ -17,7 +16,6 @@ import numpy as np
 from flax import nnx
 
 from experiments import harness
-from refinemath.heldout import training_exclusions
 from refinemath.language import VOCABULARY_SIZE
 from refinemath.model import FEEDBACK_FEATURES, POINT_FEATURES, Config, Points, no_candidate
 from refinemath.newton_schulz import MUON, POLAR
@@ -100,7 +98,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     config = harness.TINY if options.quick else harness.shipped()[2]
     recipe = Recipe(batch=options.batch)
     bank = harness.training_bank(harness.folder(options, "flops"), options.bank)
-    trainer = make_trainer(config, recipe, bank, training_exclusions()[1])
+    trainer = make_trainer(config, recipe, bank, harness.exclusions()[1])
     state = trainer.init()
     traced = traced_flops(jax.make_jaxpr(trainer.step)(state).jaxpr) / options.batch
     program = trainer.step.lower(state).compile()  # type: ignore[attr-defined]
@@ -140,5 +138,4 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     main()

@@ -23,12 +23,11 @@ from flax import nnx
 from jax import Array
 
 from experiments import harness
-from refinemath.heldout import training_exclusions
 from refinemath.model import Config, Points, no_candidate
 from refinemath.train import Recipe, make_trainer
 
 BASE = {"thoughts": 8, "steps": 8, "points": 64, "slots": 16, "width": 64}
-SIZES = {
+SIZES: dict[str, tuple[int, ...]] = {
     "thoughts": (2, 4, 8, 16, 32, 64), "steps": (4, 8, 16, 32, 64, 128), "points": (32, 128, 512, 1024, 2048, 4096), "slots": (8, 16, 24, 32, 48, 64),
     "width": (32, 64, 96, 128, 192, 256),
 }  # fmt: skip
@@ -77,7 +76,7 @@ def throughput(options: argparse.Namespace) -> dict[str, Any]:
     """Examples a second of the training step on all devices this process sees, and its loss."""
     recipe = Recipe(batch=options.batch)
     config = Config(latent_dim=options.latent_dim, width=options.width)
-    trainer = make_trainer(config, recipe, harness.training_bank(options.work, options.bank), training_exclusions()[1])
+    trainer = make_trainer(config, recipe, harness.training_bank(options.work, options.bank), harness.exclusions()[1])
     state, metrics = trainer.step(trainer.init())
     first = float(metrics["loss"])
     seconds = []
@@ -139,12 +138,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
         return None
     began = time.perf_counter()
     options.work = harness.folder(options, "growth")
-    base, sizes = BASE, SIZES
+    base, sizes = dict(BASE), SIZES
     if options.quick:
         options.repeats, options.devices, options.no_processes = 3, [], True
         base, sizes = {**BASE, "width": 32, "points": 16, "steps": 2, "thoughts": 2}, {"thoughts": (2, 8), "steps": (2, 8)}
     rows = {name: [measure({**base, name: n}, options.repeats) for n in numbers] for name, numbers in sizes.items()}
-    exponents = {}
+    exponents: dict[str, dict[str, Any]] = {}
     for name, measured in rows.items():
         of = np.array([m["parameters" if name == "width" else name] for m in measured])
         label = "parameters" if name == "width" else name
@@ -168,5 +167,4 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     main()

@@ -6,7 +6,6 @@ the velocity's, the fit's and a fixed number of steps, and each is given the set
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import replace
 from typing import Any
@@ -98,7 +97,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
     params, graph, config = harness.shipped()
     endless = replace(model.budget, solved=0.0, search_steps=options.steps, steps=options.steps)
-    start, prior = jnp.asarray(short_skeletons(config.slots)), jnp.zeros((1, config.slots), jnp.uint8)
+    start, prior = jnp.asarray(short_skeletons(config.slots, 32)), jnp.zeros((1, config.slots), jnp.uint8)
     velocity, fvu = [], []
     for problem in problems:
         points = prepare(problem.x[:, None], problem.y).points
@@ -142,5 +141,4 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     main()

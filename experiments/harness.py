@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import queue
@@ -250,12 +251,15 @@ def cross_entropy(logits: jax.Array, e: Examples) -> jax.Array:
 # ---------------------------------------------------------------- formulas and answers
 
 
+exclusions = functools.cache(training_exclusions)  # signatures and probe values of what never enters training
+
+
 def training_bank(folder: Path, per_length: int, seed: int = 0) -> Bank:
     """The training formulas, without anything held out; made once and kept in the folder."""
     path = folder / f"bank-{per_length}-{seed}.npz"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        words, _ = training_exclusions()
+        words, _ = exclusions()
         small = {"chunk": 1024, "patience": 2} if per_length <= 100 else {}
         bank = make_bank(per_length, seed=seed, excluded=words, **small)
         part = path.with_suffix(f".{os.getpid()}.npz")
@@ -302,7 +306,7 @@ def train_seconds(config: Config, recipe: Recipe, where: Path, bank: Bank, secon
     """Train with `train.train`, `model` in the place of `model.Model`, for so many CPU seconds; `steps` skips the measurement of what a step costs."""
     with mock.patch("refinemath.train.Model", model):
         if steps is None:
-            trainer = make_trainer(config, replace(recipe, steps=1000), bank, training_exclusions()[1])
+            trainer = make_trainer(config, replace(recipe, steps=1000), bank, exclusions()[1])
             state, _ = trainer.step(trainer.init())
             costs = []
             for _ in range(6):

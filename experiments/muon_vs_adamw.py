@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import time
 from typing import Any
 
@@ -17,7 +16,6 @@ import numpy as np
 
 from experiments import harness
 from refinemath.evaluate import environment
-from refinemath.heldout import training_exclusions
 from refinemath.model import Config
 from refinemath.train import Recipe, make_optimizer, make_trainer
 
@@ -31,7 +29,7 @@ def config_of(options: argparse.Namespace) -> Config:
 
 def calibrate(options: argparse.Namespace, batch: int, rounds: int = 8) -> dict[str, float]:
     """CPU seconds of a training step with each optimizer, in turns."""
-    bank, probes = harness.training_bank(options.work, options.bank), training_exclusions()[1]
+    bank, probes = harness.training_bank(options.work, options.bank), harness.exclusions()[1]
     trainers = {o: make_trainer(config_of(options), Recipe(batch=batch, optimizer=o), bank, probes) for o in OPTIMIZERS}
     states = {o: trainers[o].step(trainers[o].init())[0] for o in OPTIMIZERS}
     seconds: dict[str, list[float]] = {o: [] for o in OPTIMIZERS}
@@ -157,5 +155,4 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     main()

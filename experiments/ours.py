@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -223,5 +222,4 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     main()

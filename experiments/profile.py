@@ -5,7 +5,6 @@ Each part is compiled and timed alone, in turns with the whole, so the parts nee
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -23,7 +22,6 @@ from experiments.flops import training_flops
 from refinemath import Budget, RefineMath
 from refinemath.data import draw_examples, length_weights
 from refinemath.evaluate import heldout_problems
-from refinemath.heldout import training_exclusions
 from refinemath.model import Points
 from refinemath.search import think
 from refinemath.solve import choose_solution, fit_double, prepare, short_skeletons
@@ -40,7 +38,7 @@ def training(options: Any) -> dict[str, Any]:
     config = harness.TINY if options.quick else harness.shipped()[2]
     recipe = Recipe(batch=options.batch)
     bank = harness.training_bank(harness.folder(options, "profile"), options.bank)
-    probes, weights, key = training_exclusions()[1], length_weights(bank), jax.random.key(options.seed)
+    probes, weights, key = harness.exclusions()[1], length_weights(bank), jax.random.key(options.seed)
     trainer = make_trainer(config, recipe, bank, probes)
     params, graph = harness.parts_of(config)
     optimizer = make_optimizer(recipe, params)
@@ -98,7 +96,7 @@ def solving(options: Any) -> dict[str, Any]:
     budget = Budget(thoughts=2, samples=8, edits=8, fits=1, fit_steps=1, keep=8, search_steps=2, steps=4) if options.quick else Budget()
     params, graph, config = harness.shipped()
     problems = heldout_problems(harness.DATA / "heldout.csv", every=100 if options.quick else options.every)
-    start, prior = jnp.asarray(short_skeletons(config.slots)), jnp.zeros((1, config.slots), jnp.uint8)
+    start, prior = jnp.asarray(short_skeletons(config.slots, 32)), jnp.zeros((1, config.slots), jnp.uint8)
     nothing = jnp.zeros((0, config.slots), jnp.uint8)
 
     def search(budget: Budget, problem: Any, start: Any = start) -> Any:
@@ -164,5 +162,4 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     main()

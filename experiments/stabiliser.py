@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from dataclasses import replace
 from typing import Any
@@ -20,7 +19,6 @@ import numpy as np
 from experiments import harness
 from refinemath import Budget, RefineMath
 from refinemath.evaluate import environment, heldout_problems
-from refinemath.heldout import training_exclusions
 from refinemath.model import STABILISERS, Config
 from refinemath.train import Recipe, make_trainer, train
 
@@ -41,7 +39,7 @@ def model_recipe(options: argparse.Namespace, seed: int, steps: int) -> Recipe:
 def calibrate(options: argparse.Namespace, rounds: int = 8) -> dict[str, Any]:
     """CPU seconds of a training step for each stabiliser, taken in turns: the median over rounds of two steps."""
     bank = harness.training_bank(options.work, options.bank)
-    _, probes = training_exclusions()
+    _, probes = harness.exclusions()
     trainers, states = {}, {}
     for kind in options.kinds:
         trainers[kind] = make_trainer(model_config(options, kind), model_recipe(options, 0, 1000), bank, probes)
@@ -168,5 +166,4 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     main()

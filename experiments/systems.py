@@ -8,7 +8,6 @@ is not done again.
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import time
 from dataclasses import replace
@@ -25,7 +24,6 @@ from experiments.baselines import TRM, Tokens, TokenSearch, Variant, gplearn, ma
 from experiments.latent_drift import watch
 from refinemath import Budget, Formula, FormulaError, RefineMath, checkpoint
 from refinemath.evaluate import Problem, environment, heldout_problems, null_model, recovered, suite_problems
-from refinemath.heldout import training_exclusions
 from refinemath.model import Config, Model
 from refinemath.train import Recipe
 
@@ -87,7 +85,7 @@ def train_one(options: argparse.Namespace, name: str, seed: int) -> dict[str, An
     if name == "tokens":
         recipe = replace(recipe, optimizer="adamw", learning_rate=options.rate)
         params, graph = harness.parts_of(config, Tokens, seed)
-        loss = token_loss(graph, bank, training_exclusions()[1], recipe)
+        loss = token_loss(graph, bank, harness.exclusions()[1], recipe)
         params, log = harness.fit(loss, params, recipe, seconds=options.seconds, steps=steps)
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.save(folder / "weights.npz", params, {}, dtype=np.float16)
@@ -243,5 +241,4 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     main()

@@ -1,0 +1,197 @@
+"""The experiments: their statistics against known answers, their baselines against laws, and a few quick modes from end to end."""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiments import flops, growth, halting, harness, ours, scan_fuses, stabiliser, systems
+from experiments.baselines import INNER, TRM, Tokens, from_gplearn, legal
+from refinemath import grammar, parse
+from refinemath.evaluate import heldout_problems, recovered
+from refinemath.language import END, VOCABULARY_SIZE, Formula
+from refinemath.model import Points, no_candidate
+
+CONFIG = replace(harness.TINY, latent_dim=64, width=32)
+
+
+@pytest.fixture(scope="module")
+def plot() -> Points:
+    x = jnp.linspace(-2, 2, 20)[None, None]
+    return Points(x, jnp.sin(3 * x[:, 0]), jnp.ones((1, 20), bool))
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def test_interval_covers_and_pairs() -> None:
+    rng = np.random.default_rng(0)
+    inside = 0
+    for trial in range(100):
+        i = harness.interval(rng.normal(3.0, 1.0, 40), seed=trial, count=300)
+        inside += i["low"] <= 3.0 <= i["high"]
+    assert 85 <= inside <= 100
+    a = rng.normal(size=50) * 100
+    d = harness.difference(a + 1, a)  # the noise is common to both, so the pairs give it exactly
+    assert d["low"] == pytest.approx(1) and d["high"] == pytest.approx(1)
+
+
+def test_records_are_json() -> None:
+    record = harness.rounded({"a": np.float64(1 / 3), "b": [np.nan, np.inf, True, np.bool_(False)], 3: np.arange(2)})
+    assert json.loads(json.dumps(record, allow_nan=False)) == {"a": 0.33333, "b": [None, "inf", True, False], "3": [0, 1]}
+
+
+def test_auc_is_the_chance_of_the_right_order() -> None:
+    rng = np.random.default_rng(0)
+    score, good = rng.integers(0, 5, 60), rng.random(60) < 0.4
+    pairs = [(a > b) + 0.5 * (a == b) for a in score[good] for b in score[~good]]
+    assert halting.auc(score, good) == pytest.approx(np.mean(pairs))
+    assert np.isnan(halting.auc(score, np.ones(60)))
+
+
+def test_stopping_rules() -> None:
+    curve = np.array([[1.0, 0.1, 1.0, 0.1, 0.1, 0.1], [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]])
+    assert halting.stops(curve, 0.5, 1).tolist() == [2, 6]
+    assert halting.stops(curve, 0.5, 2).tolist() == [5, 6]
+    fvu = np.array([[1.0, 1e-12, 1e-12, 1e-12], [1.0, 1.0, 1e-12, 1e-12]])
+    best = halting.cheapest([np.full(2, t) for t in range(1, 5)], fvu)
+    assert best["steps"] == 3 and best["solved"] == 1 and best["saved"] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_exponent_of_a_power_law(power: float) -> None:
+    size = np.array([2, 4, 8, 16, 32, 64])
+    noise = np.random.default_rng(0)
+    found = growth.exponent(size, [n**power * np.exp(noise.normal(0, 0.02, 9)) for n in size])
+    assert found["low"] - 0.03 <= power <= found["high"] + 0.03
+    assert found["high"] - found["low"] < 0.2
+
+
+# ---------------------------------------------------------------- counting
+
+
+@pytest.mark.parametrize("kind", ["rms", "soft", "polar", "muon"])
+def test_formula_for_flops_is_what_the_trace_counts(kind: str) -> None:
+    by_formula, traced = flops.forward_agrees(replace(CONFIG, stabiliser=kind, encoder_blocks=2, refiner_blocks=2))
+    assert by_formula == traced
+
+
+def test_kernels_of_a_loop_are_counted_in_its_body() -> None:
+    def body(x: jax.Array) -> jax.Array:
+        return jnp.sort(x @ x)
+
+    x = jnp.ones((8, 8))
+    once, _ = scan_fuses.compiled(body, x)
+    text = jax.jit(lambda x: jax.lax.fori_loop(0, 300, lambda _, x: body(x), x)).lower(x).compile().as_text()
+    single, looped = scan_fuses.kernels(once.as_text()), scan_fuses.kernels(text)
+    assert single["loop"] == 0 and single["program"] >= 2
+    assert looped["loop"] >= single["program"] and looped["program"] <= 3
+
+
+# ---------------------------------------------------------------- baselines
+
+
+def test_equal_parameter_counts() -> None:
+    options = argparse.Namespace(quick=False, latent_dim=256, width=64)
+    counts = [
+        harness.parameter_count(nnx.state(nnx.eval_shape(lambda n=n, c=c: systems.TRAINED[n](c, rngs=nnx.Rngs(0))))) for n, c in systems.sizes(options).items()
+    ]
+    assert len(counts) == 3 and max(counts) <= 1.05 * min(counts)
+
+
+def test_token_decoder_is_causal_and_samples_what_it_scores(plot: Points) -> None:
+    model = Tokens(CONFIG, rngs=nnx.Rngs(0))
+    encoded = model.encoder(plot)
+    tokens = jax.random.randint(jax.random.key(0), (1, CONFIG.slots), 0, VOCABULARY_SIZE)
+    logits = model.logits(encoded, tokens)
+    later = model.logits(encoded, tokens.at[:, 9:].set(1))
+    assert jnp.array_equal(logits[:, :10], later[:, :10])  # the future does not reach the past
+    assert not jnp.allclose(logits[:, 10:], later[:, 10:])
+    # a sharp decoder: its samples, kept keys and all, are the greedy path of its own teacher-forced logits
+    model.head[...] = 200.0 * model.head[...]
+    samples = model.sample(jax.random.key(1), encoded, 3)
+    assert bool(jnp.all(ours.is_legal(samples)))
+    scores = jnp.concatenate([model.logits(encoded, s[None]) for s in samples])
+    open_ = jnp.ones(3, jnp.int32)
+    for i in range(CONFIG.slots):
+        masked = jnp.where(legal(open_, CONFIG.slots - 1 - i), scores[:, i], -jnp.inf)
+        assert jnp.array_equal(jnp.argmax(masked, axis=-1), samples[:, i])
+        open_ = jnp.maximum(open_ + jnp.asarray(grammar.ARITY)[samples[:, i]] - 1, 0)
+
+
+def test_recursive_model_answers_from_its_latent(plot: Points) -> None:
+    model = TRM(replace(CONFIG, latent_dim=2 * CONFIG.width), rngs=nnx.Rngs(0))
+    encoded = model.encoder(plot)
+    z = model.refiner.start(jnp.zeros((1, CONFIG.slots, 2 * CONFIG.width)))
+    new = model.refiner(z, encoded, no_candidate(plot))
+    assert new.shape == z.shape and INNER >= 2
+    answer, latent = jnp.split(new, 2, axis=-1)
+    assert jnp.allclose(jnp.mean(jnp.square(latent), axis=-1), 1, atol=1e-3)
+    other = model.refiner.logits(jnp.concatenate([answer, 0 * latent], axis=-1))
+    assert jnp.array_equal(model.refiner.logits(new), other)  # the latent is read through the answer alone
+
+
+def test_decoders_agree_where_they_must() -> None:
+    logits = 3 * jax.random.normal(jax.random.key(0), (64, 16, VOCABULARY_SIZE))
+    best, greedy, free = grammar.best(logits), ours.masked_greedy(logits), ours.argmax(logits)
+    assert bool(jnp.all(ours.is_legal(best))) and bool(jnp.all(ours.is_legal(greedy)))
+
+    def weight(tokens: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0], axis=1)
+
+    assert bool(jnp.all(weight(best) >= weight(greedy) - 1e-4)) and bool(jnp.all(weight(free) >= weight(best) - 1e-4))
+    sure = 50 * jax.nn.one_hot(best, VOCABULARY_SIZE)  # where the slots agree on a formula all read the same
+    assert jnp.array_equal(ours.masked_greedy(sure), best) and jnp.array_equal(ours.argmax(sure), best)
+    assert not bool(ours.is_legal(jnp.full((1, 16), 1))[0]) and not bool(ours.is_legal(jnp.full((1, 16), END))[0])
+
+
+def test_gplearn_programs_keep_their_meaning() -> None:
+    formula = from_gplearn("add(mul(-0.5, X0), sqrt(sub(X0, 2.0)))")
+    x = np.linspace(-3, 3, 7)[None]
+    assert np.allclose(formula.evaluate(x), -0.5 * x[0] + np.sqrt(np.abs(x[0] - 2)))
+
+
+def test_symbolic_recovery() -> None:
+    problem = heldout_problems(harness.DATA / "heldout.csv", every=300)[0]
+    assert problem.truth is not None
+    assert systems.symbolic(problem, problem.truth) == "yes"
+    assert systems.symbolic(problem, Formula(("add", 1e-3, *problem.truth.parts))) == "no"
+    assert recovered(problem, argparse.Namespace(formula=problem.truth))  # type: ignore[arg-type]
+    assert systems.symbolic(problem, parse("x + 1")) == "no"
+
+
+# ---------------------------------------------------------------- from end to end
+
+
+def test_scan_quick(tmp_path: Path) -> None:
+    scan_fuses.main(["--quick", "--out", str(tmp_path / "scan_fuses.json")])
+    record = json.loads((tmp_path / "scan_fuses.json").read_text())
+    assert {"command", "commit", "date", "jax", "hardware", "options", "seconds", "rows"} <= record.keys()
+    assert {r["way"] for r in record["rows"]} >= {"Python loop", "unrolled", "scan", "while_loop"}
+    assert all(r.get("apart_from_python_loop", 0.0) < 1e-3 for r in record["rows"])
+
+
+def test_stabiliser_table_pairs_seeds_and_problems() -> None:
+    def run(kind: str, seed: int, right: list[bool]) -> dict[str, object]:
+        return {"stabiliser": kind, "seed": seed, "steps": 10, "recovered": right, "loss": [[10, 1.0, 1.0]], "converged": right, "iterations": [3, 4, 5],
+                "velocity": [0.1, None]}  # fmt: skip
+
+    rows = stabiliser.table([run("rms", 0, [True, False, False]), run("polar", 0, [True, True, False]), run("rms", 1, [False, False, True]),
+                             run("polar", 1, [False, True, True])])  # fmt: skip
+    assert [r["stabiliser"] for r in rows] == ["rms", "polar"]
+    assert rows[1]["recovered_by_seed"] == pytest.approx([2 / 3, 2 / 3]) and rows[1]["over_rms"]["value"] == pytest.approx(1 / 3)
+    assert rows[0]["over_rms"]["value"] == 0 and rows[0]["last_velocity"] == [0.1, 0.1]
+
+
+def test_decoding_quick() -> None:
+    record = ours.main(["--quick"])
+    assert record is not None
+    rows = record["decoding"]
+    assert rows["exact best"]["legal"] == rows["masked greedy"]["legal"] == rows["one exact sample"]["legal"] == 1
+    assert rows["masked greedy"]["log_probability_lost"]["value"] >= -1e-4

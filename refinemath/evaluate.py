@@ -134,6 +134,8 @@ def is_instance(found: Formula, form: str, problem: Problem) -> bool:
     y = found.evaluate(x[None])
     if not np.all(np.isfinite(y)) or np.ptp(y) == 0:
         return False
+    if not found.functions() <= parse(re.sub(r"\b([a-d])\b", "2.5", form)).functions():
+        return False  # a cosine that imitates a fraction is not the textbook's form
     rng = np.random.default_rng(0)
     for _ in range(60):
         sizes = {

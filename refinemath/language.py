@@ -262,6 +262,10 @@ class Formula:
         """The formula with every number replaced by the letter c."""
         return tuple(p if isinstance(p, str) else "c" for p in self.parts)
 
+    def functions(self) -> set[str]:
+        """The transcendental functions that it uses."""
+        return {p for p in self.parts if p in ("exp", "log", "sin", "cos", "tanh")}
+
     def price(self) -> float:
         """Nats to state the skeleton: every token's price, and `NESTING_PRICE` for a function directly inside a function."""
         tokens = [FIRST_CONSTANT if not isinstance(p, str) else VOCABULARY.index(p) for p in self.parts]

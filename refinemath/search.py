@@ -53,7 +53,7 @@ class Budget:
     fits: int = 4  # formulas of each thought whose constants are fitted at each step
     fit_steps: int = 4
     keep: int = 128  # formulas remembered
-    search_steps: int = 16  # candidates may change during these
+    search_steps: int = 14  # candidates may change during these
     steps: int = 32  # all steps
     noise: float = 0.3
     temperature: float = 1.0
@@ -214,11 +214,15 @@ class Library(NamedTuple):
     unit: Float[Array, "entries points"]
 
 
-def make_library(key: Array, skeletons: Int[Array, "start slots"], points: Points, copies: int = 6) -> Library:
-    """Every skeleton `copies` times, with constants drawn from the bins, a quarter of them ten times as large."""
-    tokens = jnp.tile(skeletons.astype(jnp.int32), (copies, 1))
-    u = jax.random.uniform(key, tokens.shape) * (4 * len(CONSTANT_BINS))
-    place = u.astype(jnp.int32)
+def make_library(key: Array, skeletons: Int[Array, "start slots"], points: Points) -> Library:
+    """Each skeleton with constants from the bins, a quarter of them ten times as large.
+
+    The constants walk through all bins from row to row, so that a skeleton that is given many times meets them evenly.
+    """
+    row, slot = (jnp.arange(n, dtype=jnp.int32) for n in skeletons.shape)
+    levels = 4 * len(CONSTANT_BINS)
+    place = (37 * row[:, None] + 53 * slot[None] + jax.random.randint(key, (1, 1), 0, levels)) % levels
+    tokens = skeletons.astype(jnp.int32)
     tokens = jnp.where(is_constant(tokens), FIRST_CONSTANT + place // 4, tokens)
     values = jnp.asarray(TOKEN_VALUE)[tokens] * jnp.where(place % 4 == 0, 10.0, 1.0)
     y = evaluate(tokens, values, points.x)
@@ -229,11 +233,11 @@ def make_library(key: Array, skeletons: Int[Array, "start slots"], points: Point
 
 
 def sweep(library: Library, points: Points, keep: int) -> Candidate:
-    """The `keep` entries that explain y best up to scale and offset; their FVU is exact to about 1e-6."""
+    """The `4 keep` entries that explain y best up to scale and offset; their FVU is exact to about 1e-6."""
     centred, mean = centre(points.y, points.mask)
     size = jnp.sqrt(jnp.sum(centred**2))
     gain = (library.unit @ centred[0]) / jnp.maximum(size, 1e-30)
-    best = jax.lax.top_k(jnp.abs(gain), keep)[1]
+    best = jax.lax.top_k(jnp.abs(gain), min(4 * keep, gain.shape[0]))[1]
     fitted = mean + jnp.where(points.mask, gain[best, None] * size * library.unit[best], 0.0)
     return Candidate(library.tokens[best], library.values[best], fitted, jnp.maximum(1.0 - gain[best] ** 2, 1e-6))
 
@@ -365,9 +369,11 @@ def think(
             if start.shape[0]:
                 extended, extended_values = extend(pool, library, points, min(budget.extend, budget.keep))
                 tokens, values = jnp.concatenate([tokens, extended]), jnp.concatenate([values, extended_values])
-        groups = tokens.shape[0] // budget.samples  # first one of each thought, then those of the edits
-        drawn = execute(tokens[: groups * budget.samples], values[: groups * budget.samples], points)
-        chosen = most_promising(drawn, groups, budget.fits, count)
+        drawn = execute(tokens, values, points)
+        own = thoughts * budget.samples
+        chosen = most_promising(jax.tree.map(lambda a: a[:own], drawn), thoughts, budget.fits, count)
+        if budget.edits:
+            chosen = jnp.concatenate([chosen, own + most_promising(jax.tree.map(lambda a: a[own:], drawn), 8, 10, count)])
         again = min(64, budget.keep)  # the constants of the best remembered formulas go on being fitted
         tokens = jnp.concatenate([tokens[chosen], pool.tokens[:again]])
         values = jnp.concatenate([values[chosen], pool.values[:again]])

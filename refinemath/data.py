@@ -86,7 +86,8 @@ def is_canonical(tokens: Int[Array, "batch slots"]) -> tuple[Array, Array]:
     second_child = padded[row, second]
     bad = jnp.asarray(_FORBIDDEN)
     wrong = used & (arity > 0) & bad[tokens, first_child]
-    wrong |= used & (arity == 2) & bad[tokens, second_child]
+    reciprocal = (tokens == t["mul"]) & (first_child == CONSTANT) & (second_child == t["inv"])  # c (1/f) is how c/f is written
+    wrong |= used & (arity == 2) & bad[tokens, second_child] & ~reciprocal
 
     # a hash of every subtree, to compare siblings
     weights = jnp.asarray(np.random.default_rng(0).integers(1, 2**20, (VOCABULARY_SIZE,)) * 2 + 1, jnp.uint32)

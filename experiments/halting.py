@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     budget = replace(Budget(), patience=0)
     if options.quick:
         options.every, options.steps = 60, 6
-        budget = Budget(thoughts=2, samples=8, edits=8, fits=1, fit_steps=1, keep=16, search_steps=3, patience=0)
+        budget = harness.QUICK
     problems = heldout_problems(harness.DATA / "heldout.csv", every=options.every)
     if not options.quick:
         problems += suite_problems(harness.DATA / "suites.csv")

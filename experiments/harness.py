@@ -25,7 +25,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from refinemath import RefineMath, Result, checkpoint
+from refinemath import Budget, RefineMath, Result, checkpoint
 from refinemath.data import Bank, Examples, make_bank
 from refinemath.evaluate import Problem, environment, recovered
 from refinemath.heldout import training_exclusions
@@ -38,6 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "data"
 RESULTS = ROOT / "results"
 TINY = Config(latent_dim=64, width=16, heads=2, seeds=4, encoder_blocks=1, refiner_blocks=1)  # the model of the quick modes
+QUICK = Budget(thoughts=2, samples=16, edits=64, fits=2, fit_steps=1, keep=32, search_steps=2, patience=0)  # and their search
 
 
 # ---------------------------------------------------------------- arguments and records
@@ -251,7 +252,12 @@ def cross_entropy(logits: jax.Array, e: Examples) -> jax.Array:
 # ---------------------------------------------------------------- formulas and answers
 
 
-exclusions = functools.cache(training_exclusions)  # signatures and probe values of what never enters training
+def exclusions(variables: int = 1) -> tuple[np.ndarray, jax.Array]:
+    """Signatures and probe values of what never enters training, made once a process."""
+    return _exclusions(variables)
+
+
+_exclusions = functools.cache(training_exclusions)
 
 
 def training_bank(folder: Path, per_length: int, seed: int = 0) -> Bank:
@@ -304,7 +310,7 @@ def stack(problems: Sequence[Problem]) -> Points:
 
 def train_seconds(config: Config, recipe: Recipe, where: Path, bank: Bank, seconds: float, *, model: Any = Model, steps: int | None = None) -> dict[str, Any]:
     """Train with `train.train`, `model` in the place of `model.Model`, for so many CPU seconds; `steps` skips the measurement of what a step costs."""
-    with mock.patch("refinemath.train.Model", model):
+    with mock.patch("refinemath.train.Model", model), mock.patch("refinemath.train.training_exclusions", exclusions):
         if steps is None:
             trainer = make_trainer(config, replace(recipe, steps=1000), bank, exclusions()[1])
             state, _ = trainer.step(trainer.init())

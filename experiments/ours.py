@@ -30,7 +30,6 @@ from refinemath.model import Config, Model, no_candidate
 from refinemath.train import Recipe
 
 LOOP = replace(Budget(), edits=0, patience=0)
-QUICK = Budget(thoughts=2, samples=8, edits=0, fits=1, fit_steps=1, keep=16, search_steps=2, patience=0)
 PARTS = ("decoding", "thoughts", "steps", "feedback", "examples")
 
 
@@ -120,7 +119,7 @@ def decoding(options: argparse.Namespace) -> dict[str, Any]:
 
 def sweep(options: argparse.Namespace, what: str) -> list[dict[str, Any]]:
     """Recovery of the loop alone, and of blind draws, as K or T grows."""
-    base = QUICK if options.quick else LOOP
+    base = replace(harness.QUICK, edits=0) if options.quick else LOOP
     rows = []
     for n in [2] if options.quick else options.counts:
         budget = replace(base, thoughts=n) if what == "thoughts" else replace(base, search_steps=n)

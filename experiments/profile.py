@@ -93,7 +93,7 @@ def in_turns(parts: dict[str, Callable[[], Any]], repeats: int) -> dict[str, lis
 
 def solving(options: Any) -> dict[str, Any]:
     """Seconds of the phases of one search, the median over some held-out problems, and what the search spends on what."""
-    budget = Budget(thoughts=2, samples=8, edits=8, fits=1, fit_steps=1, keep=8, search_steps=2, steps=4) if options.quick else Budget()
+    budget = harness.QUICK if options.quick else Budget()
     params, graph, config = harness.shipped()
     problems = heldout_problems(harness.DATA / "heldout.csv", every=100 if options.quick else options.every)
     start, prior = jnp.asarray(short_skeletons(config.slots, 32)), jnp.zeros((1, config.slots), jnp.uint8)

@@ -8,7 +8,6 @@ formulas, no edits, one search a problem, the same seeds.  Runs are single-threa
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import replace
 from typing import Any
@@ -20,10 +19,9 @@ from experiments import harness
 from refinemath import Budget, RefineMath
 from refinemath.evaluate import environment, heldout_problems
 from refinemath.model import STABILISERS, Config
-from refinemath.train import Recipe, make_trainer, train
+from refinemath.train import Recipe, make_trainer
 
 LOOP = replace(Budget(), edits=0, patience=0)  # what the network finds, with as little help as possible
-QUICK_LOOP = Budget(thoughts=2, samples=8, edits=0, fits=1, fit_steps=1, keep=8, search_steps=2, patience=0)
 
 
 def model_config(options: argparse.Namespace, kind: str) -> Config:
@@ -59,11 +57,11 @@ def one_run(options: argparse.Namespace, kind: str, seed: int, steps: int) -> di
     """Train one model and let it answer; the record of the run."""
     folder = options.work / f"{kind}-{seed}-{steps}"
     config, recipe = model_config(options, kind), model_recipe(options, seed, steps)
-    wall, cpu = time.perf_counter(), time.process_time()
-    train(config, recipe, folder, bank=harness.training_bank(options.work, options.bank), show=False, save_seconds=120)
-    trained = {"steps": steps, "wall_seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
-    log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    model = RefineMath(config.latent_dim, options.iterations, weights=folder / "weights.npz", budget=QUICK_LOOP if options.quick else LOOP, sweep=False)
+    wall = time.perf_counter()
+    log = harness.train_seconds(config, recipe, folder, harness.training_bank(options.work, options.bank), 0.0, steps=steps)
+    log["wall_seconds"] = time.perf_counter() - wall
+    budget = replace(harness.QUICK, edits=0) if options.quick else LOOP
+    model = RefineMath(config.latent_dim, options.iterations, weights=folder / "weights.npz", budget=budget, sweep=False)
     problems = heldout_problems(harness.DATA / "heldout.csv", every=options.every)
     names, right, fvu, iterations, converged, velocity = [], [], [], [], [], []
     for problem, result, good in harness.answers(model, problems, seed=seed):
@@ -78,8 +76,7 @@ def one_run(options: argparse.Namespace, kind: str, seed: int, steps: int) -> di
     curves = np.array(velocity)
     running = [c[np.isfinite(c)] for c in curves.T]
     return {
-        "stabiliser": kind, "seed": seed, "commit": environment("")["commit"], **trained, "examples": steps * options.batch,
-        "loss": [[e["step"], e["loss"], e["from_nothing"]] for e in log],
+        "stabiliser": kind, "seed": seed, "commit": environment("")["commit"], **log,
         "problems": names, "recovered": right, "fvu": fvu, "iterations": iterations, "converged": converged,
         "velocity": [float(np.median(c)) if len(c) else None for c in running], "still_running": [len(c) for c in running],
     }  # fmt: skip

@@ -102,7 +102,7 @@ def train_one(options: argparse.Namespace, name: str, seed: int) -> dict[str, An
 
 def solver(options: argparse.Namespace, system: str, seed: int) -> RefineMath:
     """A system as an object that solves."""
-    budget = Budget(thoughts=2, samples=8, edits=8, fits=1, fit_steps=1, keep=16, search_steps=2, patience=1) if options.quick else Budget()
+    budget = harness.QUICK if options.quick else Budget()
     shipped = RefineMath(budget=budget)
     if system == "refinemath":
         return shipped

@@ -139,17 +139,21 @@ def write_excluded(data: Path, target: Path) -> None:
     """Collect `excluded.txt` from suites.csv, problems.csv and heldout.csv in the folder `data`."""
     lines = ["# Formulas that never enter training. Origin, then the formula. Made by refinemath.heldout.write_excluded."]
     lines.append("running-example\tsin(x)/(1 + x**2)")
-    for row in csv.DictReader((data / "suites.csv").open(encoding="utf-8")):
+    for row in _rows(data / "suites.csv"):
         lines.append(f"{row['name']}\t{row['expression']}")
-    for row in csv.DictReader((data / "problems.csv").open(encoding="utf-8")):
+    for row in _rows(data / "problems.csv"):
         for form in (row["expression"], *row["accept"].split(";")):
             if form.strip():
                 for k, (a, b, c) in enumerate(((1.0, 1.0, 1.0), (1.5, 0.7, 2.0), (2.0, 1.3, 0.5))):
                     names = {"a": repr(a), "b": repr(b), "c": repr(c), "d": "0.9"}
                     lines.append(f"{row['name']}-{k}\t{_substitute(form.strip(), names)}")
-    for row in csv.DictReader((data / "heldout.csv").open(encoding="utf-8")):
+    for row in _rows(data / "heldout.csv"):
         lines.append(f"{row['name']}\t{row['expression']}")
     target.write_text("\n".join(dict.fromkeys(lines)) + "\n", encoding="utf-8")
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
 
 
 def _substitute(text: str, names: dict[str, str]) -> str:

@@ -42,6 +42,11 @@ class Config:
     def __post_init__(self) -> None:
         if self.stabiliser not in STABILISERS:
             raise ValueError(f"stabiliser is {self.stabiliser!r}; it must be one of {', '.join(STABILISERS)}")
+        for name, value in vars(self).items():
+            if name != "stabiliser" and (type(value) is not int or value < 1):
+                raise ValueError(f"{name} is {value!r}; it must be a positive whole number")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
         if self.latent_dim < 4 * self.slots:
             raise ValueError(f"latent_dim is {self.latent_dim}; {self.slots} orthogonal slots need at least {4 * self.slots}")
         if not 1 <= self.variables <= MAX_VARIABLES:

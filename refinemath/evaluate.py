@@ -42,10 +42,15 @@ class Problem:
     accept: tuple[str, ...] = ()  # the textbook forms of real data
 
 
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def suite_problems(path: Path, seed: int = 0) -> list[Problem]:
     """The one-variable formulas of `suites.csv`, sampled as the file says."""
     problems: list[Problem] = []
-    for row in csv.DictReader(path.open(encoding="utf-8")):
+    for row in _rows(path):
         if row["n_vars"] != "1":
             continue
         formula = parse(row["expression"])
@@ -66,7 +71,7 @@ def suite_problems(path: Path, seed: int = 0) -> list[Problem]:
 def heldout_problems(path: Path, *, noise: float = 0.0, points: int = 48, seed: int = 0, every: int = 1) -> list[Problem]:
     """The random held-out formulas; `noise` is relative to the standard deviation of y; `every` takes each n-th."""
     problems = []
-    for i, row in enumerate(csv.DictReader(path.open(encoding="utf-8"))):
+    for i, row in enumerate(_rows(path)):
         if i % every:
             continue
         formula = parse(row["expression"])
@@ -82,7 +87,7 @@ def heldout_problems(path: Path, *, noise: float = 0.0, points: int = 48, seed: 
 def real_problems(folder: Path) -> list[Problem]:
     """The data sets of `problems.csv` with their textbook forms."""
     problems = []
-    for row in csv.DictReader((folder / "problems.csv").open(encoding="utf-8")):
+    for row in _rows(folder / "problems.csv"):
         x, y = read_points(folder / row["file"])
         forms = tuple(f.strip() for f in (row["expression"], *row["accept"].split(";")) if f.strip())
         problems.append(Problem(row["name"], "real data", x[:, 0], y, None, 0, forms))

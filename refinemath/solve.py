@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import math
+import numbers
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -75,7 +76,11 @@ def read_points(data: Any, y: Any = None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_file(path: Path) -> Any:
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:
+        raise DataError(f"{str(path)[:80]!r} is not the path of a file: {error.strerror}") from None
+    if not there:
         raise DataError(f"there is no file {path}")
     suffix = path.suffix.lower()
     try:
@@ -97,7 +102,7 @@ def _read_file(path: Path) -> Any:
                     if not _is_number(cell):
                         raise DataError(f"{path}: {cell!r} in data row {i + 1} is not a number")
             return np.array([[float(cell) for cell in row] for row in rows])
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, csv.Error) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"cannot read {path}: {error}") from None
@@ -396,10 +401,12 @@ class RefineMath:
         first always runs).  A poor fit is a result with `found` False, not an error.  Raises `DataError`, `CheckpointError`, `ValueError`.
         """
         began = time.perf_counter()
-        if not 0 < threshold < 1:
-            raise ValueError(f"threshold is {threshold!r}; it must lie between 0 and 1")
-        if not time_budget > 0:
-            raise ValueError(f"time_budget is {time_budget!r} seconds; it must be positive")
+        if not isinstance(threshold, numbers.Real) or not 0 < threshold < 1:
+            raise ValueError(f"threshold is {threshold!r}; it must be a number between 0 and 1")
+        if not isinstance(time_budget, numbers.Real) or not time_budget > 0:
+            raise ValueError(f"time_budget is {time_budget!r}; it must be a positive number of seconds")
+        if not isinstance(seed, numbers.Integral):
+            raise ValueError(f"seed is {seed!r}; it must be a whole number")
         x, target = read_points(data, y)
         params, graph, config = self._parameters()
         if x.shape[1] != config.variables:
@@ -419,7 +426,7 @@ class RefineMath:
         kept: Outcome | None = None
         while True:
             searched = time.perf_counter()
-            key = jax.random.fold_in(jax.random.key(seed), attempt)
+            key = jax.random.fold_in(jax.random.key(int(seed) % 2**63), attempt)
             outcome = think(params, graph, prepared.points, key, jnp.float32(threshold), start, prior, budget=self.budget)
             for solution in fit_double(outcome, prepared):
                 name = tuple(p for t in sorted(t.skeleton() for t in solution.terms) for p in (*t, ";"))

@@ -197,7 +197,7 @@ class Trainer:
 
 def make_trainer(config: Config, recipe: Recipe, bank: Bank, probes: Array | None) -> Trainer:
     """Build the jitted training step.  Its batch is split over all devices of a mesh; with one device that changes nothing."""
-    graph, template = nnx.split(Model(config, rngs=nnx.Rngs(recipe.seed)))
+    graph, template = nnx.split(nnx.eval_shape(lambda: Model(config, rngs=nnx.Rngs(recipe.seed))))
     optimizer = make_optimizer(recipe, template)
     weights = length_weights(bank)
     root = jax.random.key(recipe.seed)
@@ -254,7 +254,10 @@ def train(
                 bank = Bank(jnp.asarray(file["tokens"]), jnp.asarray(file["start"]))
         else:
             bank = make_bank(recipe.bank_per_length, seed=recipe.seed, variables=config.variables, slots=config.slots, excluded=words)
-            np.savez(cache, tokens=bank.tokens, start=bank.start)
+            part = cache.with_suffix(".part")
+            with part.open("wb") as file:
+                np.savez(file, tokens=bank.tokens, start=bank.start)
+            part.replace(cache)
     trainer = make_trainer(config, recipe, bank, probes)
     state = trainer.init()
     path = folder / "checkpoint.npz"

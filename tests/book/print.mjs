@@ -14,6 +14,8 @@ const root = join(dirname(fileURLToPath(import.meta.url)), "..", "..");
 const source = resolve(process.argv[2] ?? join(root, "_build", "singlehtml", "book", "preface.html"));
 const target = resolve(process.argv[3] ?? join(root, "_build", "refinemath.pdf"));
 
+const PATIENCE = 900_000; // milliseconds; a long book on a busy machine
+
 function fail(reason) {
   console.log(`FAILED: PDF of the book: ${reason}`);
   process.exit(1);
@@ -30,7 +32,7 @@ copyFileSync(source, join(site, "all.html"));
 const server = await serve(site);
 const browser = await chromium.launch({ executablePath: browserPath, headless: true, args: FLAGS });
 const page = await browser.newPage({ viewport: { width: 900, height: 1200 }, colorScheme: "light", reducedMotion: "reduce" });
-await page.goto(`http://127.0.0.1:${server.address().port}/all.html`, { waitUntil: "load", timeout: 120000 });
+await page.goto(`http://127.0.0.1:${server.address().port}/all.html`, { waitUntil: "load", timeout: PATIENCE });
 await page.evaluate(async () => {
   await window.MathJax?.startup?.promise;
   for (const details of document.querySelectorAll("details")) details.open = true;
@@ -46,7 +48,7 @@ await page.pdf({
   footerTemplate: '<div style="width:100%;text-align:center;font-size:8px;color:#565c66"><span class="pageNumber"></span></div>',
   outline: true,
   tagged: true,
-  timeout: 240000,
+  timeout: PATIENCE,
 });
 await browser.close();
 server.close();

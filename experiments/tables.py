@@ -37,7 +37,7 @@ def evaluation(record: dict[str, Any]) -> str:
     seconds = [results[f"{s}/heldout"]["summary"]["seconds_median"] if f"{s}/heldout" in results else None for s in SYSTEMS]
     lines.append("| median seconds, held-out | " + " | ".join("not run" if s is None else f"{s:.1f}" for s in seconds) + " |")
     settled = results["refinemath/heldout"]["summary"]["converged"]
-    text = f"Measured on {record['date']} with `{record['command']}` (commit {record['commit']}, {record['hardware']}), {record['time_budget']:g} s a problem."
+    text = f"Measured on {record['date']} with `{record['command']}` (commit {record['commit']}), {record['time_budget']:g} s a problem. {record['note']}"
     return "\n".join([*lines, "", text, f"The latent settled under the threshold on {settled:.0%} of the held-out problems."])
 
 

@@ -220,9 +220,14 @@ def _linear(columns: np.ndarray, y: np.ndarray, *, intercept: bool) -> tuple[np.
     if intercept:
         design = np.concatenate([design, np.ones((len(y), 1))], axis=1)
     size = max(float(np.max(np.abs(y))), 1e-300)
-    solved = np.linalg.lstsq(design, y / size, rcond=1e-14)[0] * size if design.shape[1] else np.zeros(0)
+    try:
+        solved = np.linalg.lstsq(design, y / size, rcond=1e-14)[0] * size if design.shape[1] else np.zeros(0)
+    except np.linalg.LinAlgError:  # the iteration for the singular values gave up
+        return np.zeros(columns.shape[1]), 0.0, np.full(len(y), np.inf)
     residual = y - design @ solved if design.shape[1] else y
-    return solved[: columns.shape[1]] / scale, float(solved[-1]) if intercept else 0.0, residual
+    with np.errstate(over="ignore"):  # a coefficient beyond float64 belongs to a term that is 0 on the points
+        coefficients = solved[: columns.shape[1]] / scale
+    return np.where(np.isfinite(coefficients), coefficients, 0.0), float(solved[-1]) if intercept else 0.0, residual
 
 
 def linear_solution(terms: Sequence[Formula], x: np.ndarray, y: np.ndarray, *, intercept: bool = True) -> Solution | None:
@@ -304,9 +309,12 @@ def leave_one_out(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solution:
             tangents.append((shifted @ np.array(solution.coefficients) - fitted) / step)
     free = columns[:, [not _is_plain(a) for a in solution.coefficients]]
     design = np.concatenate([free, *(t[:, None] for t in tangents), *([np.ones((n, 1))] if solution.offset != 0.0 else [])], axis=1)
-    if design.shape[1] >= n:
+    if design.shape[1] >= n or not np.all(np.abs(design) <= 1e150):
         return replace(solution, loo=math.inf)
-    left, sizes, _ = np.linalg.svd(design / np.maximum(np.linalg.norm(design, axis=0), 1e-300), full_matrices=False)
+    try:
+        left, sizes, _ = np.linalg.svd(design / np.maximum(np.linalg.norm(design, axis=0), 1e-300), full_matrices=False)
+    except np.linalg.LinAlgError:
+        return replace(solution, loo=math.inf)
     leverage = np.sum(left[:, sizes > 1e-10] ** 2, axis=1)
     residual = (y - solution.offset - fitted) / np.maximum(1 - leverage, 1e-9)
     return replace(solution, loo=float(np.sum(residual**2)) / max(variance, 1e-300))

@@ -373,7 +373,7 @@ def think(
         own = thoughts * budget.samples
         chosen = most_promising(jax.tree.map(lambda a: a[:own], drawn), thoughts, budget.fits, count)
         if budget.edits:
-            chosen = jnp.concatenate([chosen, own + most_promising(jax.tree.map(lambda a: a[own:], drawn), 8, 10, count)])
+            chosen = jnp.concatenate([chosen, own + most_promising(jax.tree.map(lambda a: a[own:], drawn), 8, min(10, (tokens.shape[0] - own) // 8), count)])
         again = min(64, budget.keep)  # the constants of the best remembered formulas go on being fitted
         tokens = jnp.concatenate([tokens[chosen], pool.tokens[:again]])
         values = jnp.concatenate([values[chosen], pool.values[:again]])

@@ -405,8 +405,8 @@ class RefineMath:
             raise ValueError(f"threshold is {threshold!r}; it must be a number between 0 and 1")
         if not isinstance(time_budget, numbers.Real) or not time_budget > 0:
             raise ValueError(f"time_budget is {time_budget!r}; it must be a positive number of seconds")
-        if not isinstance(seed, numbers.Integral):
-            raise ValueError(f"seed is {seed!r}; it must be a whole number")
+        if not isinstance(seed, numbers.Integral) or not -(2**63) <= seed < 2**64:
+            raise ValueError(f"seed is {seed!r}; it must be a whole number of at most 64 bits")
         x, target = read_points(data, y)
         params, graph, config = self._parameters()
         if x.shape[1] != config.variables:

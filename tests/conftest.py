@@ -17,7 +17,7 @@ from refinemath.heldout import training_exclusions
 from refinemath.model import Config, Model
 
 CONFIG = Config(latent_dim=64, width=16, heads=2, seeds=4, encoder_blocks=1, refiner_blocks=1)
-BUDGET = Budget(thoughts=4, samples=16, edits=64, fits=2, fit_steps=2, keep=32, search_steps=2, patience=1)
+BUDGET = Budget(thoughts=4, samples=16, edits=96, extend=8, fits=2, fit_steps=2, keep=32, search_steps=2, patience=1)
 
 
 @pytest.fixture(scope="session", autouse=True)

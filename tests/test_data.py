@@ -266,7 +266,7 @@ def two_banks(exclusions: tuple[np.ndarray, jax.Array]) -> tuple[Bank, Bank]:
 def test_no_excluded_signature_is_in_the_bank(two_banks: tuple[Bank, Bank], exclusions: tuple[np.ndarray, jax.Array]) -> None:
     out = set(map(tuple, exclusions[0].tolist()))
     everything, without = (set(map(tuple, words(b).tolist())) for b in two_banks)
-    assert len(everything & out) >= 300  # the test has teeth: without the exclusions they come up
+    assert len(everything & out) >= 100  # the test has teeth: without the exclusions they come up
     assert not without & out
 
 
@@ -274,7 +274,7 @@ def test_no_excluded_skeleton_is_in_the_bank(two_banks: tuple[Bank, Bank], exclu
     """By form, without signatures: the additive terms of the bank's formulas against those of the listed ones."""
     out = {shape(e) for e in excluded} - {()}
     everything, without = ({shape(decode(t.astype(np.int32))) for t in np.asarray(b.tokens)} for b in two_banks)
-    assert len(everything & out) >= 300
+    assert len(everything & out) >= 100
     assert not without & out
 
 

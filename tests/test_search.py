@@ -23,7 +23,7 @@ from refinemath.solve import prepare
 pytestmark = pytest.mark.usefixtures("strict")
 KEY = jax.random.key(0)
 COUNT = jnp.float32(40)
-SMALL = Budget(thoughts=4, samples=16, edits=64, fits=2, fit_steps=2, keep=32, search_steps=3, steps=12)
+SMALL = Budget(thoughts=4, samples=16, edits=96, extend=8, fits=2, fit_steps=2, keep=32, search_steps=3, steps=12)
 THRESHOLD = 0.02  # an untrained model moves far; this lets its thoughts halt one after the other
 
 

@@ -460,7 +460,7 @@ def test_a_weights_file_that_is_cut_is_a_clear_error(share: float, tmp_path: Pat
         (lambda m: m["config"].update(latent_dim=8), "does not know"),
         (lambda m: m["config"].update(latent_dim=1024), "needs|latent_dim 1024"),
         (lambda m: m["config"].update(encoder_blocks=9), "missing"),
-        (lambda m: m["config"].update(refiner_blocks=0), "unexpected"),
+        (lambda m: m["config"].update(refiner_blocks=0), "whole number"),
         (lambda m: m["config"].update(width=64), "needs"),
         (lambda m: m["config"].update(width="wide"), "does not know|needs"),
         (lambda m: m["config"].update(heads=0), "does not know|needs"),

@@ -69,7 +69,7 @@ def test_the_while_loop_is_a_masked_python_loop(outcome: Outcome, carries: list[
     assert int(outcome.steps) == int(last.step) > SMALL.search_steps
     np.testing.assert_array_equal(outcome.pool.tokens, last.pool.tokens)
     for a, b in zip(jax.tree.leaves((outcome.pool, outcome.z, outcome.trace)), jax.tree.leaves((last.pool, last.z, last.trace)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     assert int(outcome.found_at) == int(last.found_at)
     assert bool(outcome.converged) == bool((last.hits >= 2).all())
 

@@ -5,6 +5,7 @@ All networks share the encoder, the blocks, the training data, the optimizer's s
 
 from __future__ import annotations
 
+import bisect
 import functools
 import re
 import time
@@ -248,16 +249,16 @@ def matched(kind: Any, config: Config, target: int, *, square: bool) -> Config:
     def at(width: int, heads: int) -> Config:
         return replace(config, width=width, heads=heads, latent_dim=max(2 * width, 4 * config.slots) if square else config.latent_dim)
 
-    def error(width: int, heads: int) -> float:
-        state = nnx.state(nnx.eval_shape(lambda: kind(at(width, heads), rngs=nnx.Rngs(0))))
-        return abs(harness.parameter_count(state) / target - 1)
+    def count(width: int, heads: int) -> int:
+        return harness.parameter_count(nnx.state(nnx.eval_shape(lambda: kind(at(width, heads), rngs=nnx.Rngs(0)))))
 
-    for heads in (config.heads, config.heads // 2):  # half the heads allow finer widths
-        lowest = 2 * config.slots if square else heads
-        nearest = min(((error(w, heads), w) for w in range(lowest, 2 * config.width, heads)), default=(1.0, config.width))
-        if nearest[0] <= 0.05:
-            return at(nearest[1], heads)
-    return at(nearest[1], heads)
+    for heads in (config.heads, max(1, config.heads // 2)):  # half the heads allow finer widths
+        widths = range(2 * config.slots if square else heads, 3 * config.width, heads)
+        above = bisect.bisect_left(widths, target, key=functools.partial(count, heads=heads))
+        error, nearest = min((abs(count(w, heads) / target - 1), w) for w in widths[max(above - 1, 0) : above + 1] or widths[-1:])
+        if error <= 0.05:
+            break
+    return at(nearest, heads)
 
 
 # ---------------------------------------------------------------- programs that people use

@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(arguments)
     began = time.perf_counter()
     if options.quick:
-        options.most, options.repeats = 4, 3
+        options.most, options.repeats = min(options.most, 4), 3
         config = harness.TINY
         params, graph = harness.parts_of(config)
     else:
@@ -88,7 +88,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     problem = heldout_problems(harness.DATA / "heldout.csv", every=300)
     points = jax.tree.map(lambda a: jnp.repeat(a, options.thoughts, axis=0), harness.stack(problem))
     encoded = jax.jit(lambda p: nnx.merge(graph, p).encoder(points))(params)
-    z = nnx.merge(graph, params).refiner.start(0.3 * jax.random.normal(jax.random.key(options.seed), (options.thoughts, config.slots, config.latent_dim)))
+    noise = 0.3 * jax.random.normal(jax.random.key(options.seed), (options.thoughts, config.slots, config.latent_dim))
+    z = jax.jit(lambda p: nnx.merge(graph, p).refiner.start(noise))(params)
 
     def step(params: Any, z: Array) -> Array:
         return nnx.merge(graph, params).refiner(z, encoded, no_candidate(points, config.slots))

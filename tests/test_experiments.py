@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from experiments import flops, growth, halting, harness, ours, scan_fuses, stabiliser, systems
-from experiments.baselines import INNER, TRM, Tokens, from_gplearn, legal
+from experiments.baselines import INNER, TRM, Tokens, from_gplearn, legal, token_samples
 from refinemath import grammar, parse
 from refinemath.evaluate import heldout_problems, recovered
 from refinemath.language import END, VOCABULARY_SIZE, Formula
@@ -106,18 +106,19 @@ def test_equal_parameter_counts() -> None:
 
 
 def test_token_decoder_is_causal_and_samples_what_it_scores(plot: Points) -> None:
-    model = Tokens(CONFIG, rngs=nnx.Rngs(0))
-    encoded = model.encoder(plot)
+    params, graph = harness.parts_of(CONFIG, Tokens)
+    score = jax.jit(lambda p, t: nnx.merge(graph, p).logits(nnx.merge(graph, p).encoder(plot), t))
     tokens = jax.random.randint(jax.random.key(0), (1, CONFIG.slots), 0, VOCABULARY_SIZE)
-    logits = model.logits(encoded, tokens)
-    later = model.logits(encoded, tokens.at[:, 9:].set(1))
+    logits, later = score(params, tokens), score(params, tokens.at[:, 9:].set(1))
     assert jnp.array_equal(logits[:, :10], later[:, :10])  # the future does not reach the past
     assert not jnp.allclose(logits[:, 10:], later[:, 10:])
     # a sharp decoder: its samples, kept keys and all, are the greedy path of its own teacher-forced logits
+    model = nnx.merge(graph, params)
     model.head[...] = 200.0 * model.head[...]
-    samples = model.sample(jax.random.key(1), encoded, 3)
+    sharp = nnx.state(model)
+    samples = token_samples(sharp, graph, plot, jax.random.key(1), count=3)
     assert bool(jnp.all(ours.is_legal(samples)))
-    scores = jnp.concatenate([model.logits(encoded, s[None]) for s in samples])
+    scores = jnp.concatenate([score(sharp, s[None]) for s in samples])
     open_ = jnp.ones(3, jnp.int32)
     for i in range(CONFIG.slots):
         masked = jnp.where(legal(open_, CONFIG.slots - 1 - i), scores[:, i], -jnp.inf)
@@ -127,9 +128,9 @@ def test_token_decoder_is_causal_and_samples_what_it_scores(plot: Points) -> Non
 
 def test_recursive_model_answers_from_its_latent(plot: Points) -> None:
     model = TRM(replace(CONFIG, latent_dim=2 * CONFIG.width), rngs=nnx.Rngs(0))
-    encoded = model.encoder(plot)
     z = model.refiner.start(jnp.zeros((1, CONFIG.slots, 2 * CONFIG.width)))
-    new = model.refiner(z, encoded, no_candidate(plot))
+    graph, params = nnx.split(model)
+    new = jax.jit(lambda p, z: nnx.merge(graph, p).refiner(z, nnx.merge(graph, p).encoder(plot), no_candidate(plot)))(params, z)
     assert new.shape == z.shape and INNER >= 2
     answer, latent = jnp.split(new, 2, axis=-1)
     assert jnp.allclose(jnp.mean(jnp.square(latent), axis=-1), 1, atol=1e-3)
@@ -170,7 +171,7 @@ def test_symbolic_recovery() -> None:
 
 
 def test_scan_quick(tmp_path: Path) -> None:
-    scan_fuses.main(["--quick", "--out", str(tmp_path / "scan_fuses.json")])
+    scan_fuses.main(["--quick", "--most", "2", "--out", str(tmp_path / "scan_fuses.json")])
     record = json.loads((tmp_path / "scan_fuses.json").read_text())
     assert {"command", "commit", "date", "jax", "hardware", "options", "seconds", "rows"} <= record.keys()
     assert {r["way"] for r in record["rows"]} >= {"Python loop", "unrolled", "scan", "while_loop"}

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -240,24 +239,6 @@ def same_curve(one: np.ndarray, other: np.ndarray) -> None:
     np.testing.assert_allclose(one, other, rtol=0.05)
 
 
-def test_two_processes_give_the_loss_curve_of_one(whole_run: Path, small_bank: Path, compiled_once: Path, tmp_path: Path) -> None:
-    folder = folder_with_bank(tmp_path, "two-processes", small_bank)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    pair = [child(folder, 8, 1e9, address, "2", str(i), compiled=compiled_once) for i in range(2)]
-    try:
-        for process in pair:
-            finish(process)
-    finally:
-        for process in pair:
-            process.kill()
-            process.communicate()
-    assert json.loads((folder / "losses-0.json").read_text(encoding="utf-8"))["devices"] == 2
-    np.testing.assert_array_equal(losses(folder, 0), losses(folder, 1))
-    same_curve(losses(folder), losses(whole_run)[:8])
-
-
 # ---------------------------------------------------------------- what goes wrong says so
 
 
@@ -272,16 +253,6 @@ def test_a_finished_run_has_nothing_left_to_do(whole_run: Path, monkeypatch: pyt
     before = (whole_run / "checkpoint.npz").read_bytes()
     state = train(CONFIG, replace(RECIPE, steps=STEPS), whole_run, show=False)
     assert int(state.step) == STEPS and (whole_run / "checkpoint.npz").read_bytes() == before
-
-
-def test_a_cut_bank_is_made_again_or_named(small_bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a kill during its writing leaves it."""
-    monkeypatch.setattr(module, "training_exclusions", lambda _: (None, jnp.zeros((1, 24), jnp.float32)))
-    (tmp_path / "bank.npz").write_bytes(small_bank.read_bytes()[:500])
-    try:
-        train(CONFIG, replace(RECIPE, steps=STEPS), tmp_path, show=False, stop_after=0)
-    except CheckpointError as error:
-        assert "bank" in str(error)
 
 
 def test_a_release_is_the_average_and_is_never_overwritten(whole_run: Path, tmp_path: Path) -> None:

@@ -61,6 +61,21 @@ class Budget:
     patience: int = 3  # further searches without a better formula before giving up
     network: bool = True  # False: candidates come from the prior instead, the null model
 
+    def __post_init__(self) -> None:
+        for name in ("thoughts", "samples", "fits", "fit_steps", "keep", "search_steps", "steps"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a positive whole number")
+        for name in ("edits", "extend", "patience"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a whole number, 0 or more")
+        for name, least in (("noise", 0.0), ("temperature", 1e-3), ("solved", 0.0)):
+            if not least <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a number of at least {least:g}")
+        if self.samples < self.fits:
+            raise ValueError(f"fits is {self.fits} and samples {self.samples}; no more can be fitted than are drawn")
+        if self.edits % 8:
+            raise ValueError(f"edits is {self.edits}; it must be a multiple of 8")
+
 
 class Pool(NamedTuple):
     """The best formulas so far, one of each skeleton, by description length."""

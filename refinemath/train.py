@@ -193,6 +193,7 @@ class Trainer:
     recipe: Recipe
     step: Callable[[State], tuple[State, dict[str, Array]]]
     init: Callable[[], State]
+    place: Callable[[State], State]  # copies a state to every device
 
 
 def make_trainer(config: Config, recipe: Recipe, bank: Bank, probes: Array | None) -> Trainer:
@@ -233,7 +234,26 @@ def make_trainer(config: Config, recipe: Recipe, bank: Bank, probes: Array | Non
     def place(state: State) -> State:
         return jax.device_put(state, whole) if jax.device_count() > 1 else state
 
-    return Trainer(config, recipe, step, lambda: place(jax.jit(init)()))
+    return Trainer(config, recipe, step, lambda: place(jax.jit(init)()), place)
+
+
+def gathered(state: State) -> State:
+    """The whole state on this process.  Where several processes hold shares of it, all of them must call this together."""
+    if jax.process_count() == 1:
+        return state
+    from jax.experimental import multihost_utils
+
+    whole: State = multihost_utils.process_allgather(state, tiled=True)
+    return whole
+
+
+def agreed(decision: bool) -> bool:
+    """What the first process decided, told to all: their clocks differ."""
+    if jax.process_count() == 1:
+        return decision
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(decision)))
 
 
 def train(
@@ -266,6 +286,8 @@ def train(
         state, meta = checkpoint.load(path, state)
         if meta["config"] != record["config"] or {**meta["recipe"], "steps": 0, "decay": 0} != {**record["recipe"], "steps": 0, "decay": 0}:
             raise checkpoint.CheckpointError(f"{path} belongs to another run: {meta['config']}, {meta['recipe']}; use another folder")
+        state = trainer.place(state)
+    everything = state
     first = int(state.step)
     last = recipe.steps if stop_after is None else min(recipe.steps, first + stop_after)
     started = saved = time.monotonic()
@@ -287,11 +309,14 @@ def train(
                     log.flush()
                 if not np.isfinite(mean["loss"]):
                     raise FloatingPointError(f"the loss is {mean['loss']} at step {step + 1}; the last checkpoint is {path}")
-            if lead and (time.monotonic() - saved > save_seconds or step + 1 == last):
-                checkpoint.save(path, state, {**record, "step": step + 1})
+            due = step + 1 == last or ((jax.process_count() == 1 or (step + 1) % 50 == 0) and agreed(time.monotonic() - saved > save_seconds))
+            if due:
+                everything = gathered(state)
+                if lead:
+                    checkpoint.save(path, everything, {**record, "step": step + 1})
                 saved = time.monotonic()
     if lead and last == recipe.steps:
-        checkpoint.save(folder / "weights.npz", state.ema, {**record, "examples": recipe.steps * recipe.batch}, dtype=np.float16)
+        checkpoint.save(folder / "weights.npz", everything.ema, {**record, "examples": recipe.steps * recipe.batch}, dtype=np.float16)
     return state
 
 

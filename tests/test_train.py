@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -232,6 +233,24 @@ def test_two_devices_give_the_loss_curve_of_one(whole_run: Path, small_bank: Pat
     folder = folder_with_bank(tmp_path, "two-devices", small_bank)
     finish(child(folder, 8, 1e9, compiled=compiled_once, devices=2))
     assert json.loads((folder / "losses-0.json").read_text(encoding="utf-8"))["devices"] == 2
+    same_curve(losses(folder), losses(whole_run)[:8])
+
+
+def test_two_processes_give_the_loss_curve_of_one(whole_run: Path, small_bank: Path, compiled_once: Path, tmp_path: Path) -> None:
+    folder = folder_with_bank(tmp_path, "two-processes", small_bank)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    pair = [child(folder, 8, 1e9, address, "2", str(i), compiled=compiled_once) for i in range(2)]
+    try:
+        for process in pair:
+            finish(process)
+    finally:
+        for process in pair:
+            process.kill()
+            process.communicate()
+    assert json.loads((folder / "losses-0.json").read_text(encoding="utf-8"))["devices"] == 2
+    np.testing.assert_array_equal(losses(folder, 0), losses(folder, 1))
     same_curve(losses(folder), losses(whole_run)[:8])
 
 

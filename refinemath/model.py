@@ -23,6 +23,7 @@ MASK = VOCABULARY_SIZE  # the token of a slot about which nothing is known
 TERMS = 6  # additive terms of a formula that get a coefficient of their own
 STABILISERS = ("rms", "soft", "polar", "muon")
 KEEP = 0.4  # weight of the old thought beside the seed and what is written; at 1 and without the seed it never comes to rest, see chapter 7
+ANCHOR = 2.0  # weight of the seed: above what the network writes, it makes the step a contraction, see chapter 7
 
 
 @dataclass(frozen=True)
@@ -334,7 +335,7 @@ class Refiner(nnx.Module):
         return jnp.where(absent, -1e9, logits)
 
     def __call__(self, z: Float[Array, "batch slots dim"], encoded: Encoded, candidate: Candidate) -> Float[Array, "batch slots dim"]:
-        """Look at the points, the candidate and its residual; Z_{t+1} = stabilise(KEEP Z_t + seed + what is written)."""
+        """Look at the points, the candidate and its residual; Z_{t+1} = stabilise(KEEP Z_t + ANCHOR seed + what is written)."""
         each = encoded.each + self.feedback_mix(_activate(self.feedback(feedback_features(candidate, encoded.points))))
         point_key, point_value = self.point_key_value(each)
         summary_key, summary_value = self.summary_key_value(encoded.summary)
@@ -347,7 +348,7 @@ class Refiner(nnx.Module):
         for block in self.blocks:
             h = block(h, key_value, mask)
         anchor = stabilise(self.seed[...][None], self.stabiliser)
-        return stabilise(KEEP * z + anchor + self.write(self.write_norm(h)) * jnp.float32(z.shape[-1] ** -0.5), self.stabiliser)
+        return stabilise(KEEP * z + ANCHOR * anchor + self.write(self.write_norm(h)) * jnp.float32(z.shape[-1] ** -0.5), self.stabiliser)
 
 
 class Model(nnx.Module):

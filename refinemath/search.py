@@ -42,6 +42,11 @@ from refinemath.model import TERMS, Candidate, Encoded, Points, choose, execute,
 POINTS = 64  # the network and the search look at no more points than this
 
 
+ANY_CONSTANT = 255  # in a skeleton: a constant to be drawn
+SHORTEST = 544  # entries of the library that parts are paired with: up to four tokens, with common constants
+BLOCK = 16  # of them at a time
+
+
 @dataclass(frozen=True)
 class Budget:
     """How much a search may do; part of the compiled program."""
@@ -50,22 +55,26 @@ class Budget:
     samples: int = 128  # formulas drawn from each thought at each step
     edits: int = 1024  # random edits of the best formulas at each step
     extend: int = 64  # remembered formulas that are offered the terms they lack, at each step
+    parts: int = 8192  # different subtrees of what was drawn that are paired with short formulas, at each step
+    couples: int = 64  # pairs of each kind (sum, product, quotient) that are executed, at each step
     fits: int = 4  # formulas of each thought whose constants are fitted at each step
     fit_steps: int = 4
+    fits_short: int = 32  # short formulas whose constants are fitted at each step
     keep: int = 128  # formulas remembered
     search_steps: int = 14  # candidates may change during these
     steps: int = 32  # all steps
     noise: float = 0.3
     temperature: float = 1.0
     solved: float = 1e-11  # FVU in float32 at which the reality check is passed
+    shorten: int = 2  # steps without a shorter form after which that is the end of the search
     patience: int = 3  # further searches without a better formula before giving up
     network: bool = True  # False: candidates come from the prior instead, the null model
 
     def __post_init__(self) -> None:
-        for name in ("thoughts", "samples", "fits", "fit_steps", "keep", "search_steps", "steps"):
+        for name in ("thoughts", "samples", "fits", "fit_steps", "fits_short", "keep", "search_steps", "steps"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a positive whole number")
-        for name in ("edits", "extend", "patience"):
+        for name in ("edits", "extend", "parts", "couples", "shorten", "patience"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a whole number, 0 or more")
         for name, least in (("noise", 0.0), ("temperature", 1e-3), ("solved", 0.0)):
@@ -222,15 +231,16 @@ def edit(key: Array, tokens: Int[Array, "batch slots"], values: Float[Array, "ba
 
 
 class Library(NamedTuple):
-    """Short formulas with numbers, and their values on the points, centred and of length 1 (0 where undefined)."""
+    """Short formulas with numbers, and their values on the points (0 where undefined), as they are and centred and of length 1."""
 
     tokens: Int[Array, "entries slots"]
     values: Float[Array, "entries slots"]
+    y: Float[Array, "entries points"]
     unit: Float[Array, "entries points"]
 
 
 def make_library(key: Array, skeletons: Int[Array, "start slots"], points: Points) -> Library:
-    """Each skeleton with constants from the bins, a quarter of them ten times as large.
+    """Each skeleton with constants from the bins where it asks for them (a token `ANY_CONSTANT`), a quarter of them ten times as large.
 
     The constants walk through all bins from row to row, so that a skeleton that is given many times meets them evenly.
     """
@@ -238,23 +248,39 @@ def make_library(key: Array, skeletons: Int[Array, "start slots"], points: Point
     levels = 4 * len(CONSTANT_BINS)
     place = (37 * row[:, None] + 53 * slot[None] + jax.random.randint(key, (1, 1), 0, levels)) % levels
     tokens = skeletons.astype(jnp.int32)
-    tokens = jnp.where(is_constant(tokens), FIRST_CONSTANT + place // 4, tokens)
-    values = jnp.asarray(TOKEN_VALUE)[tokens] * jnp.where(place % 4 == 0, 10.0, 1.0)
-    y = evaluate(tokens, values, points.x)
-    defined = jnp.all(jnp.abs(jnp.where(points.mask, y, 0.0)) < 1e12, axis=1, keepdims=True)
-    y = centre(jnp.where(defined, y, 0.0), jnp.broadcast_to(points.mask, y.shape))[0]
-    size = jnp.sqrt(jnp.sum(y**2, axis=1, keepdims=True))
-    return Library(tokens, values, jnp.where(size > 0, y / jnp.maximum(size, 1e-30), 0.0))
+    drawn = tokens == ANY_CONSTANT
+    tokens = jnp.where(drawn, FIRST_CONSTANT + place // 4, tokens)
+    values = jnp.asarray(TOKEN_VALUE)[tokens] * jnp.where(drawn & (place % 4 == 0), 10.0, 1.0)
+    y = jnp.where(points.mask, evaluate(tokens, values, points.x), 0.0)
+    y = jnp.where(jnp.all(jnp.abs(y) < 1e12, axis=1, keepdims=True), y, 0.0)
+    centred = centre(y, jnp.broadcast_to(points.mask, y.shape))[0]
+    size = jnp.sqrt(jnp.sum(centred**2, axis=1, keepdims=True))
+    return Library(tokens, values, y, jnp.where(size > 0, centred / jnp.maximum(size, 1e-30), 0.0))
 
 
-def sweep(library: Library, points: Points, keep: int) -> Candidate:
-    """The `4 keep` entries that explain y best up to scale and offset; their FVU is exact to about 1e-6."""
-    centred, mean = centre(points.y, points.mask)
-    size = jnp.sqrt(jnp.sum(centred**2))
-    gain = (library.unit @ centred[0]) / jnp.maximum(size, 1e-30)
-    best = jax.lax.top_k(jnp.abs(gain), min(4 * keep, gain.shape[0]))[1]
-    fitted = mean + jnp.where(points.mask, gain[best, None] * size * library.unit[best], 0.0)
-    return Candidate(library.tokens[best], library.values[best], fitted, jnp.maximum(1.0 - gain[best] ** 2, 1e-6))
+def sweep(library: Library, points: Points, most: int) -> tuple[Int[Array, "batch slots"], Float[Array, "batch slots"]]:
+    """The `most` entries that explain y best up to scale and offset."""
+    gain = jnp.abs(library.unit @ centre(points.y, points.mask)[0][0])
+    best = jax.lax.top_k(gain, min(most, gain.shape[0]))[1]
+    return library.tokens[best], library.values[best]
+
+
+def together(*formulas: tuple[Array, Array]) -> tuple[Int[Array, "batch slots"], Float[Array, "batch slots"]]:
+    """Several groups of formulas, as tokens and values, as one."""
+    return jnp.concatenate([tokens for tokens, _ in formulas]), jnp.concatenate([values for _, values in formulas])
+
+
+def with_constants(library: Library, points: Points, most: int) -> Int[Array, " most"]:
+    """The best entry of each skeleton that holds a constant, the best skeletons first; entry 0 where there are no more."""
+    target = centre(points.y, points.mask)[0][0]
+    gain = jnp.where(is_constant(library.tokens).any(axis=1), (library.unit @ target) ** 2 / jnp.maximum(jnp.sum(target**2), 1e-30), -1.0)
+    name = skeleton_hash(library.tokens)
+    order = jnp.lexsort((-gain, name))
+    leads = jnp.concatenate([jnp.ones(1, bool), name[order][1:] != name[order][:-1]])
+    gain = jnp.where(leads, gain[order], -1.0)
+    best = jax.lax.top_k(gain, min(most, len(order)))[1]
+    rows = jnp.where(gain[best] >= 0, order[best], 0)
+    return jnp.pad(rows, (0, most - len(rows)))
 
 
 def extend(pool: Pool, library: Library, points: Points, most: int, choices: int = 4) -> tuple[Int[Array, "batch slots"], Float[Array, "batch slots"]]:
@@ -288,6 +314,110 @@ def extend(pool: Pool, library: Library, points: Points, most: int, choices: int
         return jnp.where(useful[..., None], joined, own).reshape(-1, slots)
 
     return join(library.tokens, tokens, OPERATOR_TOKEN["add"]), join(library.values, values, 0.0)
+
+
+class Parts(NamedTuple):
+    """Subtrees of formulas: where each stands, and its values on the points (0 where there is no point)."""
+
+    formula: Int[Array, " parts"]
+    slot: Int[Array, " parts"]
+    size: Int[Array, " parts"]  # tokens
+    y: Float[Array, "parts points"]
+
+
+def distinct_parts(tokens: Int[Array, "batch slots"], nodes: Float[Array, "slots batch points"], mask: Array, most: int) -> Parts:
+    """The `most` shortest subtrees with different values; one that is undefined or constant on the points does not count.
+
+    Equal subtrees are executed by equal instructions, so their values agree bit for bit, and so does a hash of the bits.
+    """
+    batch, slots = tokens.shape
+    size = structure(tokens)[0].reshape(-1)
+    y = jnp.swapaxes(nodes, 0, 1).reshape(batch * slots, -1)
+    y = jnp.where(mask, y, 0.0)
+    top = jnp.max(jnp.abs(y), axis=1)
+    moves = jnp.max(jnp.where(mask, y, -jnp.inf), axis=1) - jnp.min(jnp.where(mask, y, jnp.inf), axis=1) > 1e-3 * top
+    counts = (tokens.reshape(-1) != END) & jnp.isfinite(top) & (top < 1e9) & (top > 1e-9) & moves
+    bits = jax.lax.bitcast_convert_type(y.astype(jnp.float32), jnp.uint32) >> 4  # all but the last digit
+    odd = jax.random.bits(jax.random.key(11), (1, y.shape[1]), jnp.uint32) | jnp.uint32(1)
+    name = jnp.sum(bits * odd, axis=1, dtype=jnp.uint32)
+    order = jnp.lexsort((name, ~counts))
+    new = counts[order] & (name[order] != jnp.roll(name[order], 1))
+    place = jax.lax.top_k(jnp.where(new, -size[order], -(slots + 1)), most)[1]
+    best = order[place]
+    return Parts(best // slots, best % slots, size[best], jnp.where(new[place, None], y[best], 0.0))
+
+
+def couple(
+    parts: Parts, tokens: Int[Array, "batch slots"], values: Float[Array, "batch slots"], library: Library, points: Points, most: int
+) -> tuple[Int[Array, "batch slots"], Float[Array, "batch slots"]]:
+    """Every part beside every library entry f: as a sum, a product, and a quotient; the best `most` of each kind are written out as formulas.
+
+    Up to scale and offset the fit of all pairs is a handful of matrix products.  For a product f g, for instance, the sums of f g y, of
+    (f g)^2 and of f g over the points are F Y G^T, F^2 G^2^T and F G^T.  Rounding blurs an FVU under about 1e-5, so the formulas are executed
+    and ranked anew by whoever calls this.  Chapter 8.
+    """
+    slots = tokens.shape[1]
+    mask = points.mask
+    count = jnp.sum(mask).astype(jnp.float32)
+    target = centre(points.y, mask)[0][0]
+    target = target / jnp.maximum(jnp.sqrt(jnp.sum(target**2)), 1e-30)
+
+    def scaled(y: Array) -> Array:
+        return y / jnp.maximum(jnp.sqrt(jnp.sum(y**2, axis=1, keepdims=True)), 1e-30)
+
+    g = scaled(parts.y)
+    never_zero = jnp.min(jnp.where(mask, jnp.abs(parts.y), jnp.inf), axis=1, keepdims=True) > 1e-9
+    inverse = tokens[parts.formula, parts.slot] == OPERATOR_TOKEN["inv"]  # f / (1 / g) is f g
+    never_zero &= ~inverse[:, None]
+    over_g = scaled(jnp.where(mask & never_zero, 1.0 / jnp.where(parts.y == 0, 1.0, parts.y), 0.0))
+    centred = centre(g, jnp.broadcast_to(mask, g.shape))[0]
+    unit = scaled(centred)
+    alone = (unit @ target)[None]
+    entry_size = jnp.sum(library.tokens != END, axis=1, dtype=jnp.int32)
+
+    def one_entry(best: tuple[Array, Array], entry: tuple[Array, Array, Array, Array]) -> tuple[tuple[Array, Array], None]:
+        """Fit all parts beside one block of entries; keep each part's cheapest partner of each kind."""
+        f, f_unit, size, index = entry
+
+        def product(g: Array) -> Array:
+            mixed, square, mean = (f * target[None]) @ g.T, f**2 @ (g**2).T, f @ g.T
+            spread = square - mean**2 / count
+            return jnp.where(spread > 1e-5 * square, 1.0 - mixed**2 / jnp.maximum(spread, 1e-30), 1.0)
+
+        own, overlap = (f_unit @ target)[:, None], f_unit @ unit.T
+        both = (own**2 + alone**2 - 2 * own * alone * overlap) / jnp.maximum(1.0 - overlap**2, 1e-4)
+        fvu = jnp.stack([jnp.where(overlap**2 < 1 - 1e-4, 1.0 - both, 1.0), product(g), product(over_g)])  # (kinds, entries, parts)
+        long = size[:, None] + parts.size[None] + 1
+        # a token is paid for as 5/2 nats of n/2 log FVU; the exponential of both sides needs no logarithm of every pair
+        cost = jnp.where((long <= slots)[None], jnp.maximum(fvu, 1e-6) * jnp.exp(5.0 / count * long.astype(jnp.float32))[None], jnp.inf)
+        lowest = jnp.min(cost, axis=1)
+        which = index[jnp.argmin(cost, axis=1)]
+        better = lowest < best[0]
+        return (jnp.where(better, lowest, best[0]), jnp.where(better, which, best[1])), None
+
+    f = scaled(library.y)
+    blocks = jax.tree.map(lambda a: a.reshape(-1, BLOCK, *a.shape[1:]), (f, library.unit, entry_size, jnp.arange(len(entry_size), dtype=jnp.int32)))
+    start = jnp.full((3, len(parts.size)), jnp.inf), jnp.zeros((3, len(parts.size)), jnp.int32)
+    (cost, partner), _ = jax.lax.scan(one_entry, start, blocks)
+    chosen = jax.lax.top_k(-cost, min(most, cost.shape[1]))[1]
+    place = jnp.arange(slots, dtype=jnp.int32)[None]
+
+    def write(head: str, part: Array, entry: Array) -> tuple[Array, Array]:
+        m = entry_size[entry][:, None]
+        n = parts.size[part][:, None]
+        row, at = parts.formula[part][:, None], jnp.clip(parts.slot[part][:, None] + place - 1 - m, 0, slots - 1)
+
+        def joined(first: Array, own: Array, head: int | float, none: int | float) -> Array:
+            left = jnp.take_along_axis(first[entry], jnp.clip(place - 1, 0, slots - 1), axis=1)
+            right = jnp.where(place < 1 + m + n, own[row, at], jnp.asarray(none, own.dtype))
+            return jnp.where(place == 0, jnp.asarray(head, first.dtype), jnp.where(place <= m, left, right))
+
+        new = joined(library.tokens, tokens, OPERATOR_TOKEN[head], END), joined(library.values, values, 0.0, 0.0)
+        x = jnp.where(place == 0, 1, END), jnp.zeros_like(place, values.dtype)
+        return tuple(jnp.where(1 + m + n <= slots, a, b) for a, b in zip(new, x, strict=True))  # type: ignore[return-value]
+
+    pairs = [write(head, part, partner[k, part]) for k, (head, part) in enumerate(zip(("add", "mul", "div"), chosen, strict=True))]
+    return jnp.concatenate([p[0] for p in pairs]), jnp.concatenate([p[1] for p in pairs])
 
 
 def from_prior(key: Array, prior: Int[Array, "formulas slots"], count: int) -> Int[Array, "count slots"]:
@@ -360,7 +490,8 @@ def think(
         return jnp.where(halted[:, None, None], carry.z, new), jnp.where(halted, 0.0, velocity), hits
 
     def searching(carry: Carry) -> Array:
-        return (carry.step < budget.search_steps) & (carry.pool.fvu[0] > budget.solved)
+        # what has just been found may have a shorter form
+        return (carry.step < budget.search_steps) & ((carry.pool.fvu[0] > budget.solved) | (carry.step < carry.found_at + budget.shorten))
 
     def propose(carry: Carry) -> Carry:
         """Draw, execute, fit, remember, and give every thought its next candidate."""
@@ -382,16 +513,23 @@ def think(
             edited, edited_values = edit(k_edit, pool.tokens[parents], pool.values[parents], donors)
             tokens, values = jnp.concatenate([tokens, edited]), jnp.concatenate([values, edited_values])
             if start.shape[0]:
-                extended, extended_values = extend(pool, library, points, min(budget.extend, budget.keep))
-                tokens, values = jnp.concatenate([tokens, extended]), jnp.concatenate([values, extended_values])
+                others = [extend(pool, library, points, min(budget.extend, budget.keep))]
+                if budget.couples and len(shortest.tokens):
+                    thought, numbers = tokens[: thoughts * budget.samples], values[: thoughts * budget.samples]
+                    parts = distinct_parts(thought, evaluate_nodes(thought, numbers, points.x), points.mask, min(budget.parts, thought.size))
+                    others.append(couple(parts, thought, numbers, shortest, points, budget.couples))
+                tokens, values = together((tokens, values), *others)
         drawn = execute(tokens, values, points)
         own = thoughts * budget.samples
         chosen = most_promising(jax.tree.map(lambda a: a[:own], drawn), thoughts, budget.fits, count)
         if budget.edits:
             chosen = jnp.concatenate([chosen, own + most_promising(jax.tree.map(lambda a: a[own:], drawn), 8, min(10, (tokens.shape[0] - own) // 8), count)])
         again = min(64, budget.keep)  # the constants of the best remembered formulas go on being fitted
-        tokens = jnp.concatenate([tokens[chosen], pool.tokens[:again]])
-        values = jnp.concatenate([values[chosen], pool.values[:again]])
+        fit_next = [(tokens[chosen], values[chosen]), (pool.tokens[:again], pool.values[:again])]
+        if start.shape[0]:  # and those of short formulas, the best first
+            rows = jax.lax.dynamic_slice_in_dim(waiting, carry.step * budget.fits_short, budget.fits_short)
+            fit_next.append((library.tokens[rows], library.values[rows]))
+        tokens, values = together(*fit_next)
         fit = levenberg_marquardt(tokens, values, points.x, points.y, points.mask, steps=budget.fit_steps, terms=TERMS)
         fitted = Candidate(tokens, fit.values, fit.fitted, fit.fvu)
         pool = merge(pool, fitted, count)
@@ -436,7 +574,15 @@ def think(
     )  # fmt: skip
     if start.shape[0]:
         library = make_library(k_start, start, points)
-        pool = merge(pool, sweep(library, points, budget.keep), count)
+        shortest = jax.tree.map(lambda a: a[: min(SHORTEST, a.shape[0] // BLOCK * BLOCK)], library)
+        waiting = with_constants(library, points, budget.search_steps * budget.fits_short)
+        first = [sweep(library, points, 4 * budget.keep)]
+        if budget.couples and len(shortest.tokens):
+            rows = jnp.arange(library.tokens.shape[0], dtype=jnp.int32)
+            size = jnp.sum(library.tokens != END, axis=1, dtype=jnp.int32)
+            whole = Parts(rows, jnp.zeros_like(rows), size, library.y)
+            first.append(couple(whole, library.tokens, library.values, shortest, points, 4 * budget.couples))
+        pool = merge(pool, execute(*together(*first), points), count)
     zero = jnp.zeros((), jnp.int32)
     carry = Carry(z, no_candidate(spread, slots), pool, jnp.zeros(thoughts, jnp.int32), zero, zero, key, blank)
     carry = jax.lax.while_loop(going_on, step, carry)

@@ -21,11 +21,26 @@ from flax import nnx
 
 from refinemath import checkpoint
 from refinemath.fit import Solution, description_length, leave_one_out, linear_solution, polish, snap
-from refinemath.language import END, SLOTS, VARIABLES, Formula, FormulaError, decode, encode, is_constant, parse, parse_prefix, split_terms
+from refinemath.language import (
+    CONSTANT_BINS,
+    END,
+    FIRST_CONSTANT,
+    SLOTS,
+    VARIABLES,
+    Formula,
+    FormulaError,
+    decode,
+    encode,
+    is_constant,
+    parse,
+    parse_prefix,
+    split_terms,
+)
 from refinemath.model import Config, Model, Points
-from refinemath.search import POINTS, Budget, Outcome, think
+from refinemath.search import ANY_CONSTANT, POINTS, Budget, Outcome, think
 
 FEWEST_POINTS = 4
+COMMON = (1, -1, 2, 0.5)  # constants that short formulas are always tried with
 EXACT = 1e-23  # FVU in float64 under which a fit counts as exact
 
 
@@ -349,11 +364,18 @@ def _load(path: Path) -> tuple[Any, Any, Config]:
 def short_skeletons(slots: int = SLOTS, copies: int = 1) -> np.ndarray:
     """All canonical skeletons of up to five tokens, (formulas, slots) uint8: what the search tries before it thinks.
 
-    Those with a constant come `copies` times, since each copy is tried with other numbers.
+    The shortest come first, those with a constant once for each of `COMMON`.  They come `copies` times more at the end, with `ANY_CONSTANT` in
+    place of each constant: every copy is tried with other numbers.
     """
     text = resources.files("refinemath").joinpath("short_formulas.txt").read_text(encoding="utf-8")
     tokens, _ = encode([parse_prefix(line) for line in text.splitlines() if line and not line.startswith("#")], slots)
-    return np.repeat(tokens, np.where(is_constant(tokens).any(axis=1), copies, 1), axis=0).astype(np.uint8)
+    place = is_constant(tokens)
+    numbers = place.any(axis=1)
+    common = [np.where(place[numbers], token, tokens[numbers]) for token in (FIRST_CONSTANT + CONSTANT_BINS.index(c) for c in COMMON)]
+    fixed = np.concatenate([tokens[~numbers], *common])
+    fixed = fixed[np.argsort((fixed != END).sum(axis=1), kind="stable")]
+    drawn = np.repeat(np.where(place, ANY_CONSTANT, tokens)[numbers], copies, axis=0)
+    return np.concatenate([fixed, drawn]).astype(np.uint8)
 
 
 class RefineMath:

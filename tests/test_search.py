@@ -12,12 +12,32 @@ import pytest
 from conftest import CONFIG
 from flax import nnx
 from formulas import from_bank
+from jax import Array
 from test_grammar import legal
 
 from refinemath.data import Bank
-from refinemath.language import decode, encode, is_constant, parse
-from refinemath.model import Candidate, Encoded, Model, Points
-from refinemath.search import Budget, Carry, Outcome, Pool, cost_of, edit, from_prior, merge, most_promising, skeleton_hash, think
+from refinemath.language import decode, encode, evaluate_nodes, is_constant, parse, parse_prefix
+from refinemath.model import Candidate, Encoded, Model, Points, execute
+from refinemath.search import (
+    ANY_CONSTANT,
+    BLOCK,
+    Budget,
+    Carry,
+    Outcome,
+    Parts,
+    Pool,
+    cost_of,
+    couple,
+    distinct_parts,
+    edit,
+    from_prior,
+    make_library,
+    merge,
+    most_promising,
+    skeleton_hash,
+    think,
+    with_constants,
+)
 from refinemath.solve import prepare
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -290,3 +310,86 @@ def test_longer_and_worse_costs_more() -> None:
     tokens, _ = encode([parse("x"), parse("x"), parse("sin(x) + x"), parse("x*1.5 + x")])
     cost = np.asarray(cost_of(jnp.asarray(tokens), jnp.asarray([1e-3, 1e-2, 1e-3, np.nan], jnp.float32), COUNT))
     assert cost[0] < cost[1] and cost[0] < cost[2] and np.isinf(cost[3])
+
+
+# ---------------------------------------------------------------- short formulas and pairs of them
+
+
+def short_ones(lines: list[str]) -> Array:
+    """Short skeletons, enough of them for one block of pairs."""
+    tokens, _ = encode([parse_prefix(line) for line in lines], CONFIG.slots)
+    return jnp.asarray(np.resize(tokens, (BLOCK, CONFIG.slots)).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def plot() -> Points:
+    x = np.linspace(0.5, 3.0, 40)[:, None]
+    return prepare(x, np.tanh(x[:, 0]) * (x[:, 0] + np.sqrt(x[:, 0])) ** 2).points
+
+
+def test_a_library_draws_constants_only_where_they_are_asked_for(plot: Points) -> None:
+    skeletons = np.array(short_ones(["sin mul 2.0 x1"] * BLOCK))
+    skeletons[1::2][is_constant(skeletons[1::2])] = ANY_CONSTANT
+    library = make_library(KEY, jnp.asarray(skeletons), plot)
+    numbers = np.asarray(library.values)[np.asarray(is_constant(library.tokens))]
+    assert (numbers[::2] == 2).all() and len(set(numbers[1::2])) > 3 and (np.abs(numbers) <= 100).all()
+    unit = np.asarray(library.unit)
+    np.testing.assert_allclose((unit**2).sum(1), 1, rtol=1e-4)
+    np.testing.assert_allclose(unit.sum(1), 0, atol=1e-4)
+    assert not np.asarray(library.y)[:, ~np.asarray(plot.mask[0])].any()
+
+
+def test_the_short_formulas_that_wait_are_the_best_of_their_skeletons(plot: Points) -> None:
+    rows = np.repeat(np.array(short_ones(["sin mul 1.0 x1", "log x1", "exp mul 1.0 x1", "tanh x1"]))[:4], 8, axis=0)
+    rows[is_constant(rows)] = ANY_CONSTANT
+    library = make_library(KEY, jnp.asarray(rows), plot)
+    waiting = np.asarray(with_constants(library, plot, 6))
+    assert sorted(waiting[:2] // 8) == [0, 2] and not waiting[2:].any()
+    target = np.asarray(plot.y)[0] * np.asarray(plot.mask)[0]
+    gain = np.abs(np.asarray(library.unit) @ target)
+    for row in waiting[:2]:
+        block = slice(8 * (row // 8), 8 * (row // 8) + 8)
+        assert gain[row] == pytest.approx(gain[block].max(), rel=1e-4)
+
+
+def test_different_parts_are_kept_once_and_constants_not_at_all(plot: Points) -> None:
+    texts = ["sin(x) + x**2", "sin(x) * exp(x)", "x**2 + sin(x)", "exp(2.0) * x"]
+    tokens, values = (jnp.asarray(a) for a in encode([parse(t) for t in texts], CONFIG.slots))
+    values = values.astype(jnp.float32)
+    parts = distinct_parts(tokens, evaluate_nodes(tokens, values, plot.x), plot.mask, 12)
+    kept = np.asarray(parts.y).any(axis=1)
+    # x, sin x, x^2, exp x, the two products and the sum (which is the same sum twice, but not to the last bit)
+    assert 7 <= kept.sum() <= 8
+    assert np.asarray(parts.size)[kept].min() == 1 and (np.diff(np.asarray(parts.size)[kept]) >= 0).all()
+    rows = np.asarray(parts.y)[kept]
+    assert len(np.unique(np.round(rows / np.linalg.norm(rows, axis=1, keepdims=True), 5), axis=0)) == 6  # exp(2) x is x once more, up to scale
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [("3*tanh(x)*(x + sqrt(x))**2 - 1", "mul"), ("2*sqrt(x)/(x + exp(x))", "div"), ("0.3*log(x) - 2*sin(x + x**2) + 4", "add")],
+)
+def test_couples_find_both_halves_of_a_formula(text: str, kind: str) -> None:
+    x = np.linspace(0.5, 3.0, 40)[:, None]
+    points = prepare(x, parse(text).evaluate(x.T)).points
+    library = make_library(KEY, short_ones(["x1", "sqrt x1", "log x1", "tanh x1", "exp x1", "cos x1", "sin x1", "square x1"]), points)
+    drawn = ("cos(x + sqrt(x))**2", "(x + sqrt(x))**2", "x + exp(x)", "sin(x + x**2)*exp(x)")
+    tokens, values = (jnp.asarray(a) for a in encode([parse(t) for t in drawn], CONFIG.slots))
+    values = values.astype(jnp.float32)
+    parts = distinct_parts(tokens, evaluate_nodes(tokens, values, points.x), points.mask, 24)
+    pairs = couple(parts, tokens, values, library, points, 4)
+    assert legal(np.asarray(pairs[0])).all() and len(pairs[0]) == 12
+    fvu = np.asarray(execute(*pairs, points).fvu)
+    best = int(np.argmin(fvu))
+    assert fvu[best] < 1e-9 and ("add", "mul", "div")[best // 4] == kind
+
+
+def test_a_pair_that_is_too_long_is_not_written(plot: Points) -> None:
+    long = "x1" + " + sin(x1)" * 5
+    tokens, values = (jnp.asarray(a) for a in encode([parse(long)], CONFIG.slots))
+    values = values.astype(jnp.float32)
+    parts = distinct_parts(tokens, evaluate_nodes(tokens, values, plot.x), plot.mask, 3)
+    whole = Parts(jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32), jnp.full(1, 16, jnp.int32), parts.y[:1])
+    library = make_library(KEY, short_ones(["sqrt x1", "log x1"]), plot)
+    pairs = couple(whole, tokens, values, library, plot, 4)
+    assert (np.asarray(pairs[0])[:, 0] == 1).all() and not np.asarray(pairs[0])[:, 1:].any()

@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: solve test unit notebooks-test lint book pages browse slides pdf notebooks sync-check clean
+.PHONY: solve test unit notebooks-test lint book pages browse slides pdf notebooks sync-check results clean
 
 solve: $(READY)
 	$(BIN)/python -m refinemath solve data/physics_data.npy
@@ -17,7 +17,7 @@ $(READY): requirements.txt pyproject.toml
 	touch $(READY)
 
 lint: $(READY)
-	$(BIN)/ruff check refinemath tests book
+	$(BIN)/ruff check refinemath tests book experiments
 	$(BIN)/mypy
 
 unit: $(READY)
@@ -59,6 +59,14 @@ pdf: $(READY)
 	$(BIN)/jupyter-book build . --builder singlehtml -W --keep-going -n
 	test -d tests/book/node_modules || npm ci --prefix tests/book --silent --no-fund --no-audit
 	node tests/book/print.mjs
+
+# every record of results/ anew, a day of work; what is in runs/ is not done again.  QUICK=--quick goes through it in minutes and writes nothing
+EXPERIMENTS := scan_fuses flops profile growth halting stabiliser latent_drift muon_vs_adamw ours systems
+results: $(READY)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r experiments/requirements.txt
+	for name in $(EXPERIMENTS); do $(BIN)/python -m experiments.$$name $(QUICK) || exit 1; done
+	test -n "$(QUICK)" || $(BIN)/python -m refinemath evaluate --systems refinemath null-edits no-sweep null --out results/evaluation.json
+	$(BIN)/python -m experiments.tables
 
 clean:
 	rm -rf _build .pytest_cache .ruff_cache .mypy_cache

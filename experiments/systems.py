@@ -107,9 +107,7 @@ def solver(options: argparse.Namespace, system: str, seed: int) -> RefineMath:
     if system == "refinemath":
         return shipped
     if system in ("null", "blind"):
-        null = null_model(shipped, per_length=200 if options.quick else 60_000)
-        null.budget = replace(null.budget, edits=budget.edits if system == "null" else 0)
-        return null
+        return null_model(shipped, per_length=200 if options.quick else 60_000, search=system == "null")
     config = sizes(options)[system]
     parts = harness.load_parts(options.work / f"{system}-{seed}" / "weights.npz", config, TRAINED[system])
     if system == "tokens":

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SYSTEMS = {"refinemath": "RefineMath", "null-edits": "without the network", "null": "blind draws alone"}
+SYSTEMS = {"refinemath": "RefineMath", "null-edits": "without the network", "no-sweep": "without short formulas", "null": "blind draws alone"}
 PARTS = {
     "suites": "benchmark formulas",
     "heldout": "held-out formulas of 3 to 12 tokens",
@@ -37,7 +37,8 @@ def evaluation(record: dict[str, Any]) -> str:
     seconds = [results[f"{s}/heldout"]["summary"]["seconds_median"] if f"{s}/heldout" in results else None for s in SYSTEMS]
     lines.append("| median seconds, held-out | " + " | ".join("not run" if s is None else f"{s:.1f}" for s in seconds) + " |")
     settled = results["refinemath/heldout"]["summary"]["converged"]
-    text = f"Measured on {record['date']} with `{record['command']}` (commit {record['commit']}), {record['time_budget']:g} s a problem. {record['note']}"
+    text = f"Measured on {record['date']} with `{record['command']}` (commit {record['commit']}), {record['time_budget']:g} s a problem."
+    text = f"{text} {record.get('note', '')}".rstrip()
     return "\n".join([*lines, "", text, f"The latent settled under the threshold on {settled:.0%} of the held-out problems."])
 
 

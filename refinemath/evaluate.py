@@ -157,9 +157,13 @@ def is_instance(found: Formula, form: str, problem: Problem) -> bool:
     return False
 
 
-def null_model(model: RefineMath, seed: int = 99, per_length: int = 60_000) -> RefineMath:
-    """The same search with the network switched off: candidates are drawn blindly from the training prior, nothing held out of it."""
-    null = RefineMath(model.latent_dim, model.max_iters, weights=model.weights, budget=replace(model.budget, network=False, edits=0), sweep=model.sweep)
+def null_model(model: RefineMath, seed: int = 99, per_length: int = 60_000, *, search: bool = False) -> RefineMath:
+    """The network switched off: candidates are drawn blindly from the training prior, nothing held out of it.
+
+    With `search`, the search goes on as usual (edits, missing terms, pairs of parts); without it, draws and the fit of their constants are all.
+    """
+    budget = replace(model.budget, network=False) if search else replace(model.budget, network=False, edits=0, couples=0)
+    null = RefineMath(model.latent_dim, model.max_iters, weights=model.weights, budget=budget, sweep=model.sweep)
     null.prior = np.asarray(make_bank(per_length, seed=seed).tokens)
     return null
 
@@ -243,11 +247,10 @@ def _variant(model: RefineMath, system: str) -> RefineMath:
     if system == "no-sweep":
         return RefineMath(model.latent_dim, model.max_iters, weights=model.weights, budget=model.budget, sweep=False)
     if system == "no-edits":
-        return RefineMath(model.latent_dim, model.max_iters, weights=model.weights, budget=replace(model.budget, edits=0), sweep=model.sweep)
+        budget = replace(model.budget, edits=0, couples=0)
+        return RefineMath(model.latent_dim, model.max_iters, weights=model.weights, budget=budget, sweep=model.sweep)
     if system == "null-edits":
-        null = null_model(model)
-        null.budget = replace(null.budget, edits=model.budget.edits)
-        return null
+        return null_model(model, search=True)
     raise ValueError(f"unknown system {system!r}; known are refinemath, no-sweep, no-edits, null, null-edits")
 
 

@@ -375,7 +375,8 @@ def snap(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solution:
     intercept = without is None or length(without) > length(best)
     if without is not None and not intercept:
         best = without
-    return _snap_linear(best, x, y, intercept=intercept)
+    best = _snap_linear(best, x, y, intercept=intercept)
+    return replace(best, offset=0.0) if abs(best.offset) < 1e-13 * float(np.max(np.abs(y))) else best  # rounding, not an offset
 
 
 def _snap_linear(best: Solution, x: np.ndarray, y: np.ndarray, *, intercept: bool) -> Solution:

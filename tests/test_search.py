@@ -393,3 +393,20 @@ def test_a_pair_that_is_too_long_is_not_written(plot: Points) -> None:
     library = make_library(KEY, short_ones(["sqrt x1", "log x1"]), plot)
     pairs = couple(whole, tokens, values, library, plot, 4)
     assert (np.asarray(pairs[0])[:, 0] == 1).all() and not np.asarray(pairs[0])[:, 1:].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"thoughts": 0}, "thoughts is 0; it must be a positive whole number"),
+        ({"fits": 2.0}, "fits is 2.0; it must be a positive whole number"),
+        ({"couples": -1}, "couples is -1; it must be a whole number, 0 or more"),
+        ({"temperature": 0.0}, "temperature is 0.0; it must be a number of at least 0.001"),
+        ({"solved": float("nan")}, "solved is nan"),
+        ({"fits": 200}, "no more can be fitted than are drawn"),
+        ({"edits": 100}, "it must be a multiple of 8"),
+    ],
+)
+def test_a_budget_that_makes_no_sense_says_so(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(Budget(), **change)

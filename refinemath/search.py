@@ -45,6 +45,7 @@ POINTS = 64  # the network and the search look at no more points than this
 ANY_CONSTANT = 255  # in a skeleton: a constant to be drawn
 SHORTEST = 544  # entries of the library that parts are paired with: up to four tokens, with common constants
 BLOCK = 16  # of them at a time
+PAIR_POINTS = 32  # points at which pairs are compared
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Budget:
     samples: int = 128  # formulas drawn from each thought at each step
     edits: int = 1024  # random edits of the best formulas at each step
     extend: int = 64  # remembered formulas that are offered the terms they lack, at each step
-    parts: int = 8192  # different subtrees of what was drawn that are paired with short formulas, at each step
+    parts: int = 4096  # different subtrees of what was drawn that are paired with short formulas, at each step
     couples: int = 64  # pairs of each kind (sum, product, quotient) that are executed, at each step
     fits: int = 4  # formulas of each thought whose constants are fitted at each step
     fit_steps: int = 4
@@ -317,107 +318,109 @@ def extend(pool: Pool, library: Library, points: Points, most: int, choices: int
 
 
 class Parts(NamedTuple):
-    """Subtrees of formulas: where each stands, and its values on the points (0 where there is no point)."""
+    """Formulas, or subtrees of formulas, with their values on the points (0 where there is no point)."""
 
-    formula: Int[Array, " parts"]
-    slot: Int[Array, " parts"]
-    size: Int[Array, " parts"]  # tokens
+    tokens: Int[Array, "parts slots"]
+    values: Float[Array, "parts slots"]
     y: Float[Array, "parts points"]
 
 
-def distinct_parts(tokens: Int[Array, "batch slots"], nodes: Float[Array, "slots batch points"], mask: Array, most: int) -> Parts:
+def distinct_parts(tokens: Int[Array, "batch slots"], values: Float[Array, "batch slots"], points: Points, most: int) -> Parts:
     """The `most` shortest subtrees with different values; one that is undefined or constant on the points does not count.
 
     Equal subtrees are executed by equal instructions, so their values agree bit for bit, and so does a hash of the bits.
     """
     batch, slots = tokens.shape
+    mask = points.mask
     size = structure(tokens)[0].reshape(-1)
-    y = jnp.swapaxes(nodes, 0, 1).reshape(batch * slots, -1)
+    y = jnp.swapaxes(evaluate_nodes(tokens, values, points.x), 0, 1).reshape(batch * slots, -1)
     y = jnp.where(mask, y, 0.0)
     top = jnp.max(jnp.abs(y), axis=1)
     moves = jnp.max(jnp.where(mask, y, -jnp.inf), axis=1) - jnp.min(jnp.where(mask, y, jnp.inf), axis=1) > 1e-3 * top
     counts = (tokens.reshape(-1) != END) & jnp.isfinite(top) & (top < 1e9) & (top > 1e-9) & moves
     bits = jax.lax.bitcast_convert_type(y.astype(jnp.float32), jnp.uint32) >> 4  # all but the last digit
     odd = jax.random.bits(jax.random.key(11), (1, y.shape[1]), jnp.uint32) | jnp.uint32(1)
-    name = jnp.sum(bits * odd, axis=1, dtype=jnp.uint32)
-    order = jnp.lexsort((name, ~counts))
+    name = jnp.where(counts, jnp.sum(bits * odd, axis=1, dtype=jnp.uint32) >> 1, jnp.uint32(2**32 - 1))
+    order = jnp.argsort(name)
     new = counts[order] & (name[order] != jnp.roll(name[order], 1))
-    place = jax.lax.top_k(jnp.where(new, -size[order], -(slots + 1)), most)[1]
-    best = order[place]
-    return Parts(best // slots, best % slots, size[best], jnp.where(new[place, None], y[best], 0.0))
+    rank = jax.lax.top_k(jnp.where(new, -size[order], -(slots + 1)), most)[1]
+    best, kept = order[rank], new[rank, None]
+    place = jnp.arange(slots, dtype=jnp.int32)[None]
+    row, at = (best // slots)[:, None], jnp.clip((best % slots)[:, None] + place, 0, slots - 1)
+    inside = kept & (place < size[best, None])
+    return Parts(jnp.where(inside, tokens[row, at], END), jnp.where(inside, values[row, at], 0.0), jnp.where(kept, y[best], 0.0))
 
 
-def couple(
-    parts: Parts, tokens: Int[Array, "batch slots"], values: Float[Array, "batch slots"], library: Library, points: Points, most: int
-) -> tuple[Int[Array, "batch slots"], Float[Array, "batch slots"]]:
-    """Every part beside every library entry f: as a sum, a product, and a quotient; the best `most` of each kind are written out as formulas.
+def couple(parts: Parts, library: Library, points: Points, most: int) -> tuple[Int[Array, "batch slots"], Float[Array, "batch slots"]]:
+    """Every part g beside every library entry f: as a sum, a product, and a quotient; the best `most` of each kind are written out as formulas.
 
     Up to scale and offset the fit of all pairs is a handful of matrix products.  For a product f g, for instance, the sums of f g y, of
     (f g)^2 and of f g over the points are F Y G^T, F^2 G^2^T and F G^T.  Rounding blurs an FVU under about 1e-5, so the formulas are executed
     and ranked anew by whoever calls this.  Chapter 8.
     """
-    slots = tokens.shape[1]
+    slots = parts.tokens.shape[1]
+    if points.y.shape[1] > PAIR_POINTS:  # every second point is enough to tell which pairs are worth a look
+        step = points.y.shape[1] // PAIR_POINTS
+        points = Points(points.x[..., ::step], points.y[:, ::step], points.mask[:, ::step])
+        parts, library = parts._replace(y=parts.y[:, ::step]), library._replace(y=library.y[:, ::step])
     mask = points.mask
     count = jnp.sum(mask).astype(jnp.float32)
-    target = centre(points.y, mask)[0][0]
-    target = target / jnp.maximum(jnp.sqrt(jnp.sum(target**2)), 1e-30)
 
     def scaled(y: Array) -> Array:
         return y / jnp.maximum(jnp.sqrt(jnp.sum(y**2, axis=1, keepdims=True)), 1e-30)
 
-    g = scaled(parts.y)
-    never_zero = jnp.min(jnp.where(mask, jnp.abs(parts.y), jnp.inf), axis=1, keepdims=True) > 1e-9
-    inverse = tokens[parts.formula, parts.slot] == OPERATOR_TOKEN["inv"]  # f / (1 / g) is f g
-    never_zero &= ~inverse[:, None]
-    over_g = scaled(jnp.where(mask & never_zero, 1.0 / jnp.where(parts.y == 0, 1.0, parts.y), 0.0))
-    centred = centre(g, jnp.broadcast_to(mask, g.shape))[0]
-    unit = scaled(centred)
-    alone = (unit @ target)[None]
-    entry_size = jnp.sum(library.tokens != END, axis=1, dtype=jnp.int32)
+    def unit(y: Array) -> Array:
+        return scaled(centre(y, jnp.broadcast_to(mask, y.shape))[0])
 
-    def one_entry(best: tuple[Array, Array], entry: tuple[Array, Array, Array, Array]) -> tuple[tuple[Array, Array], None]:
-        """Fit all parts beside one block of entries; keep each part's cheapest partner of each kind."""
-        f, f_unit, size, index = entry
+    def fee(size: Array) -> Array:
+        """A token is paid for as 5/2 nats of n/2 log FVU; the exponential of both sides needs no logarithm of every pair."""
+        return jnp.exp(5.0 / count * size.astype(jnp.float32))
 
-        def product(g: Array) -> Array:
-            mixed, square, mean = (f * target[None]) @ g.T, f**2 @ (g**2).T, f @ g.T
-            spread = square - mean**2 / count
-            return jnp.where(spread > 1e-5 * square, 1.0 - mixed**2 / jnp.maximum(spread, 1e-30), 1.0)
+    target = unit(points.y)
+    size, entry_size = (jnp.sum(t != END, axis=1, dtype=jnp.int32) for t in (parts.tokens, library.tokens))
+    g, g_unit = scaled(parts.y), unit(parts.y)
+    never_zero = jnp.min(jnp.where(mask, jnp.abs(parts.y), jnp.inf), axis=1) > 1e-9
+    never_zero &= parts.tokens[:, 0] != OPERATOR_TOKEN["inv"]  # f / (1 / g) is f g
+    over_g = scaled(jnp.where(mask & never_zero[:, None], 1.0 / jnp.where(parts.y == 0, 1.0, parts.y), 0.0))
+    alone = target @ g_unit.T
+    of_product = jnp.stack([g, over_g])
 
-        own, overlap = (f_unit @ target)[:, None], f_unit @ unit.T
+    def block(best: tuple[Array, Array], entries: tuple[Array, Array, Array, Array]) -> tuple[tuple[Array, Array], None]:
+        """Fit all parts beside some entries; keep each part's cheapest partner of each kind."""
+        f, f_unit, length, index = entries
+        own, overlap = f_unit @ target.T, f_unit @ g_unit.T
         both = (own**2 + alone**2 - 2 * own * alone * overlap) / jnp.maximum(1.0 - overlap**2, 1e-4)
-        fvu = jnp.stack([jnp.where(overlap**2 < 1 - 1e-4, 1.0 - both, 1.0), product(g), product(over_g)])  # (kinds, entries, parts)
-        long = size[:, None] + parts.size[None] + 1
-        # a token is paid for as 5/2 nats of n/2 log FVU; the exponential of both sides needs no logarithm of every pair
-        cost = jnp.where((long <= slots)[None], jnp.maximum(fvu, 1e-6) * jnp.exp(5.0 / count * long.astype(jnp.float32))[None], jnp.inf)
+        of_sum = jnp.where(overlap**2 < 1 - 1e-4, 1.0 - both, 1.0)
+        mixed, square, mean = (jnp.einsum("fn,kgn->kfg", a, b) for a, b in ((f * target, of_product), (f**2, of_product**2), (f, of_product)))
+        spread = square - mean**2 / count
+        of_others = jnp.where(spread > 1e-5 * square, 1.0 - mixed**2 / jnp.maximum(spread, 1e-30), 1.0)
+        fvu = jnp.concatenate([of_sum[None], of_others])  # (kinds, entries, parts)
+        fits = (length[:, None] + size[None] < slots) & (size[None] > 0)
+        cost = jnp.where(fits[None], jnp.maximum(fvu, 1e-6) * (fee(length)[:, None] * fee(size)[None])[None], jnp.inf)
         lowest = jnp.min(cost, axis=1)
         which = index[jnp.argmin(cost, axis=1)]
         better = lowest < best[0]
         return (jnp.where(better, lowest, best[0]), jnp.where(better, which, best[1])), None
 
-    f = scaled(library.y)
-    blocks = jax.tree.map(lambda a: a.reshape(-1, BLOCK, *a.shape[1:]), (f, library.unit, entry_size, jnp.arange(len(entry_size), dtype=jnp.int32)))
-    start = jnp.full((3, len(parts.size)), jnp.inf), jnp.zeros((3, len(parts.size)), jnp.int32)
-    (cost, partner), _ = jax.lax.scan(one_entry, start, blocks)
-    chosen = jax.lax.top_k(-cost, min(most, cost.shape[1]))[1]
+    entries = scaled(library.y), unit(library.y), entry_size, jnp.arange(len(entry_size), dtype=jnp.int32)
+    start = jnp.full((3, len(size)), jnp.inf), jnp.zeros((3, len(size)), jnp.int32)
+    (cost, partner), _ = jax.lax.scan(block, start, jax.tree.map(lambda a: a.reshape(-1, BLOCK, *a.shape[1:]), entries))
+    part = jax.lax.top_k(-cost, min(most, cost.shape[1]))[1]
+    entry = jnp.take_along_axis(partner, part, axis=1).reshape(-1)
+    head = jnp.repeat(jnp.asarray([OPERATOR_TOKEN[kind] for kind in ("add", "mul", "div")], jnp.int32), part.shape[1])[:, None]
+    part = part.reshape(-1)
     place = jnp.arange(slots, dtype=jnp.int32)[None]
+    m, n = entry_size[entry][:, None], size[part][:, None]
 
-    def write(head: str, part: Array, entry: Array) -> tuple[Array, Array]:
-        m = entry_size[entry][:, None]
-        n = parts.size[part][:, None]
-        row, at = parts.formula[part][:, None], jnp.clip(parts.slot[part][:, None] + place - 1 - m, 0, slots - 1)
+    def written(first: Array, second: Array, head: Array | float) -> Array:
+        """The head, the entry, the part."""
+        left = jnp.take_along_axis(first[entry], jnp.clip(place - 1, 0, slots - 1), axis=1)
+        right = jnp.take_along_axis(second[part], jnp.clip(place - 1 - m, 0, slots - 1), axis=1)
+        return jnp.where(place == 0, head, jnp.where(place <= m, left, jnp.where(place <= m + n, right, 0)))
 
-        def joined(first: Array, own: Array, head: int | float, none: int | float) -> Array:
-            left = jnp.take_along_axis(first[entry], jnp.clip(place - 1, 0, slots - 1), axis=1)
-            right = jnp.where(place < 1 + m + n, own[row, at], jnp.asarray(none, own.dtype))
-            return jnp.where(place == 0, jnp.asarray(head, first.dtype), jnp.where(place <= m, left, right))
-
-        new = joined(library.tokens, tokens, OPERATOR_TOKEN[head], END), joined(library.values, values, 0.0, 0.0)
-        x = jnp.where(place == 0, 1, END), jnp.zeros_like(place, values.dtype)
-        return tuple(jnp.where(1 + m + n <= slots, a, b) for a, b in zip(new, x, strict=True))  # type: ignore[return-value]
-
-    pairs = [write(head, part, partner[k, part]) for k, (head, part) in enumerate(zip(("add", "mul", "div"), chosen, strict=True))]
-    return jnp.concatenate([p[0] for p in pairs]), jnp.concatenate([p[1] for p in pairs])
+    short = (m + n < slots) & (n > 0)  # where no pair fits, the formula is x
+    tokens = jnp.where(short, written(library.tokens, parts.tokens, head), jnp.where(place == 0, 1, END))
+    return tokens, jnp.where(short, written(library.values, parts.values, 0.0), 0.0)
 
 
 def from_prior(key: Array, prior: Int[Array, "formulas slots"], count: int) -> Int[Array, "count slots"]:
@@ -514,10 +517,11 @@ def think(
             tokens, values = jnp.concatenate([tokens, edited]), jnp.concatenate([values, edited_values])
             if start.shape[0]:
                 others = [extend(pool, library, points, min(budget.extend, budget.keep))]
-                if budget.couples and len(shortest.tokens):
-                    thought, numbers = tokens[: thoughts * budget.samples], values[: thoughts * budget.samples]
-                    parts = distinct_parts(thought, evaluate_nodes(thought, numbers, points.x), points.mask, min(budget.parts, thought.size))
-                    others.append(couple(parts, thought, numbers, shortest, points, budget.couples))
+                if len(shortest.tokens):
+                    half = thoughts * budget.samples // 2
+                    subtrees = distinct_parts(tokens[:half], values[:half], points, len(whole.tokens))
+                    subtrees = choose(jnp.full(len(whole.tokens), carry.step == 0), whole, subtrees)
+                    others.append(couple(subtrees, shortest, points, budget.couples))
                 tokens, values = together((tokens, values), *others)
         drawn = execute(tokens, values, points)
         own = thoughts * budget.samples
@@ -574,15 +578,11 @@ def think(
     )  # fmt: skip
     if start.shape[0]:
         library = make_library(k_start, start, points)
-        shortest = jax.tree.map(lambda a: a[: min(SHORTEST, a.shape[0] // BLOCK * BLOCK)], library)
+        shortest = jax.tree.map(lambda a: a[: min(SHORTEST, a.shape[0] // BLOCK * BLOCK) if budget.couples else 0], library)
         waiting = with_constants(library, points, budget.search_steps * budget.fits_short)
-        first = [sweep(library, points, 4 * budget.keep)]
-        if budget.couples and len(shortest.tokens):
-            rows = jnp.arange(library.tokens.shape[0], dtype=jnp.int32)
-            size = jnp.sum(library.tokens != END, axis=1, dtype=jnp.int32)
-            whole = Parts(rows, jnp.zeros_like(rows), size, library.y)
-            first.append(couple(whole, library.tokens, library.values, shortest, points, 4 * budget.couples))
-        pool = merge(pool, execute(*together(*first), points), count)
+        pool = merge(pool, execute(*sweep(library, points, 4 * budget.keep), points), count)
+        # at the first step the parts are short formulas themselves
+        whole = Parts(*(a[: min(budget.parts, thoughts * budget.samples // 2 * slots)] for a in (library.tokens, library.values, library.y)))
     zero = jnp.zeros((), jnp.int32)
     carry = Carry(z, no_candidate(spread, slots), pool, jnp.zeros(thoughts, jnp.int32), zero, zero, key, blank)
     carry = jax.lax.while_loop(going_on, step, carry)

@@ -396,6 +396,7 @@ class RefineMath:
         self.weights = None if weights is None else Path(weights)
         self.sweep = sweep
         self.prior: np.ndarray | None = None  # skeletons for the null model
+        self._compiled_for: set[tuple[int, Budget]] = set()
         base = budget or Budget()
         self.budget = replace(base, steps=max_iters, search_steps=min(base.search_steps, max(1, max_iters // 2)))
 
@@ -445,6 +446,7 @@ class RefineMath:
         chosen: Solution | None = None
         n = len(target)
         agreed = attempt = 0
+        width = (prepared.points.y.shape[1], self.budget)
         kept: Outcome | None = None
         while True:
             searched = time.perf_counter()
@@ -462,9 +464,11 @@ class RefineMath:
                 chosen, kept = now, outcome
             attempt += 1
             now_seconds = time.perf_counter()
-            too_late = now_seconds - began + (now_seconds - searched if attempt > 1 else 0.0) > time_budget  # the first search also compiles
+            compiled = attempt > 1 or width in self._compiled_for  # the very first search also compiles: its time predicts nothing
+            too_late = now_seconds - began + (now_seconds - searched if compiled else 0.0) > time_budget
             if (chosen is not None and chosen.fvu < EXACT) or agreed >= self.budget.patience or too_late:
                 break
+        self._compiled_for.add(width)
         return _result(chosen, sorted(front.values(), key=lambda s: s.length), kept or outcome, prepared, began)
 
 

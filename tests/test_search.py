@@ -16,7 +16,7 @@ from jax import Array
 from test_grammar import legal
 
 from refinemath.data import Bank
-from refinemath.language import decode, encode, evaluate_nodes, is_constant, parse, parse_prefix
+from refinemath.language import decode, encode, evaluate, is_constant, parse, parse_prefix
 from refinemath.model import Candidate, Encoded, Model, Points, execute
 from refinemath.search import (
     ANY_CONSTANT,
@@ -356,11 +356,14 @@ def test_different_parts_are_kept_once_and_constants_not_at_all(plot: Points) ->
     texts = ["sin(x) + x**2", "sin(x) * exp(x)", "x**2 + sin(x)", "exp(2.0) * x"]
     tokens, values = (jnp.asarray(a) for a in encode([parse(t) for t in texts], CONFIG.slots))
     values = values.astype(jnp.float32)
-    parts = distinct_parts(tokens, evaluate_nodes(tokens, values, plot.x), plot.mask, 12)
+    parts = distinct_parts(tokens, values, plot, 12)
     kept = np.asarray(parts.y).any(axis=1)
+    assert legal(np.asarray(parts.tokens)[kept]).all() and not np.asarray(parts.tokens)[~kept].any()
+    np.testing.assert_allclose(evaluate(parts.tokens, parts.values, plot.x)[kept][:, plot.mask[0]], parts.y[kept][:, plot.mask[0]], rtol=1e-5)
     # x, sin x, x^2, exp x, the two products and the sum (which is the same sum twice, but not to the last bit)
     assert 7 <= kept.sum() <= 8
-    assert np.asarray(parts.size)[kept].min() == 1 and (np.diff(np.asarray(parts.size)[kept]) >= 0).all()
+    size = np.count_nonzero(parts.tokens, axis=1)[kept]
+    assert size.min() == 1 and (np.diff(size) >= 0).all()
     rows = np.asarray(parts.y)[kept]
     assert len(np.unique(np.round(rows / np.linalg.norm(rows, axis=1, keepdims=True), 5), axis=0)) == 6  # exp(2) x is x once more, up to scale
 
@@ -376,8 +379,7 @@ def test_couples_find_both_halves_of_a_formula(text: str, kind: str) -> None:
     drawn = ("cos(x + sqrt(x))**2", "(x + sqrt(x))**2", "x + exp(x)", "sin(x + x**2)*exp(x)")
     tokens, values = (jnp.asarray(a) for a in encode([parse(t) for t in drawn], CONFIG.slots))
     values = values.astype(jnp.float32)
-    parts = distinct_parts(tokens, evaluate_nodes(tokens, values, points.x), points.mask, 24)
-    pairs = couple(parts, tokens, values, library, points, 4)
+    pairs = couple(distinct_parts(tokens, values, points, 24), library, points, 4)
     assert legal(np.asarray(pairs[0])).all() and len(pairs[0]) == 12
     fvu = np.asarray(execute(*pairs, points).fvu)
     best = int(np.argmin(fvu))
@@ -388,10 +390,9 @@ def test_a_pair_that_is_too_long_is_not_written(plot: Points) -> None:
     long = "x1" + " + sin(x1)" * 5
     tokens, values = (jnp.asarray(a) for a in encode([parse(long)], CONFIG.slots))
     values = values.astype(jnp.float32)
-    parts = distinct_parts(tokens, evaluate_nodes(tokens, values, plot.x), plot.mask, 3)
-    whole = Parts(jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32), jnp.full(1, 16, jnp.int32), parts.y[:1])
+    whole = Parts(tokens, values, jnp.where(plot.mask, evaluate(tokens, values, plot.x), 0.0))
     library = make_library(KEY, short_ones(["sqrt x1", "log x1"]), plot)
-    pairs = couple(whole, tokens, values, library, plot, 4)
+    pairs = couple(whole, library, plot, 4)
     assert (np.asarray(pairs[0])[:, 0] == 1).all() and not np.asarray(pairs[0])[:, 1:].any()
 
 

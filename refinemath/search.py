@@ -114,7 +114,7 @@ class Outcome(NamedTuple):
     trace: Trace
     steps: Array  # taken in all
     found_at: Array  # the step at which the best formula appeared
-    converged: Array  # did the leading thought's velocity stay under the threshold
+    converged: Array  # did every thought settle: its velocity under the threshold twice in a row
 
 
 def skeleton_hash(tokens: Int[Array, "batch slots"]) -> Int[Array, " batch"]:

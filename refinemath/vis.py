@@ -77,7 +77,9 @@ def search_length(result: Result, budget: Budget | None = None) -> int:
         return 0
     fvu = np.asarray(result.outcome.trace.fvu)[: min(budget.search_steps, result.iterations)]
     passed = np.flatnonzero(fvu <= budget.solved)
-    return int(passed[0]) if len(passed) else len(fvu)
+    if not len(passed):
+        return len(fvu)
+    return min(len(fvu), max(int(passed[0]), int(result.outcome.found_at) + budget.shorten))
 
 
 def spectrum(result: Result) -> np.ndarray:

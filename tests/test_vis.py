@@ -80,6 +80,7 @@ def test_velocity_has_a_line_a_thought_a_median_and_the_threshold() -> None:
 def test_the_phases_follow_the_reality_check() -> None:
     assert vis.search_length(fake()) == 4
     assert vis.search_length(fake(), Budget(search_steps=3)) == 3
+    assert vis.search_length(fake(), Budget(shorten=3)) == 5
     assert vis.search_length(constant()) == 0
 
 

@@ -513,8 +513,7 @@ def think(
             rank = mostly_first(u_parent, budget.keep / 5)
             parents = jnp.where(jnp.isfinite(pool.fvu[rank]), rank, 0)
             donors = jnp.concatenate([pool.tokens, tokens[: budget.keep]])
-            edited, edited_values = edit(k_edit, pool.tokens[parents], pool.values[parents], donors)
-            tokens, values = jnp.concatenate([tokens, edited]), jnp.concatenate([values, edited_values])
+            tokens, values = together((tokens, values), edit(k_edit, pool.tokens[parents], pool.values[parents], donors))
             if start.shape[0]:
                 others = [extend(pool, library, points, min(budget.extend, budget.keep))]
                 if len(shortest.tokens):

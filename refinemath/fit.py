@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import scipy.optimize
 from jax import Array
 from jaxtyping import Float, Int
 
-from refinemath.language import OPERATOR_TOKEN, TOKEN_PRICE, Formula, additive_terms, combine, evaluate_nodes, is_constant
+from refinemath.language import OPERATOR_TOKEN, TOKEN_PRICE, Formula, additive_terms, combine, evaluate_nodes, is_constant, sensitivities
 
 
 def centre(v: Float[Array, "batch points"], mask: Array) -> tuple[Float[Array, "batch points"], Float[Array, "batch 1"]]:
@@ -51,19 +51,33 @@ def without(v: Float[Array, "batch points"], rows: Float[Array, "batch terms poi
     return v
 
 
-def project(
-    basis: Float[Array, "batch terms points"], term: Array, y: Float[Array, "batch points"], mask: Array
-) -> tuple[Float[Array, "batch points"], Float[Array, " batch"]]:
-    """The least-squares fit y ~ b + sum_k a_k basis_k, and its fraction of variance unexplained (FVU).
+class Projection(NamedTuple):
+    """The least-squares fit y ~ b + sum_k a_k basis_k."""
 
-    An undefined term makes the FVU infinite.  This is the inner, linear half of variable projection (Golub & Pereyra 1973).  Chapter 8.
+    rows: Float[Array, "batch terms points"]  # orthonormal, spanning the centred terms
+    residual: Float[Array, "batch points"]
+    fitted: Float[Array, "batch points"]
+    fvu: Float[Array, " batch"]  # fraction of variance unexplained; infinite where a term is undefined
+
+
+def project(basis: Float[Array, "batch terms points"], term: Array, y: Float[Array, "batch points"], mask: Array) -> Projection:
+    """The best coefficients for each row's terms, without working them out.  The fit of an undefined row is the mean of y.
+
+    This is the inner, linear half of variable projection (Golub & Pereyra 1973).  Chapter 8.
     """
     rows, finite = orthonormal(basis, term, mask)
-    centred, mean = centre(y, mask)
-    residual = without(centred, rows)
+    centred, _ = centre(y, mask)
+    residual = jnp.where(finite[:, None], without(centred, rows), centred)
     fvu = jnp.sum(residual**2, axis=-1) / jnp.maximum(jnp.sum(centred**2, axis=-1), 1e-30)
-    fitted = jnp.where(mask, y - residual, 0.0)
-    return jnp.where(finite[:, None], fitted, mean * mask.astype(y.dtype)), jnp.where(finite, fvu, jnp.inf)
+    return Projection(rows, residual, jnp.where(mask, y - residual, 0.0), jnp.where(finite, fvu, jnp.inf))
+
+
+def coefficients(rows: Float[Array, "batch terms points"], basis: Float[Array, "batch terms points"], y: Float[Array, "batch points"]) -> Array:
+    """The a_k (batch, terms) of a projection on `rows`, by back substitution; 0 for a term that adds nothing.  `basis` is 0 where it does not count."""
+    triangle = jnp.einsum("bjn,bkn->bjk", rows, basis)  # row j of the basis holds no part of later terms
+    adds = jnp.sum(rows**2, axis=-1) > 0.5
+    triangle = jnp.where(adds[..., None], triangle, jnp.eye(basis.shape[1], dtype=basis.dtype))
+    return solve_small(triangle, jnp.einsum("bjn,bn->bj", rows, y))
 
 
 # ---------------------------------------------------------------- constants inside, batched on the device
@@ -75,6 +89,7 @@ class Fitted(NamedTuple):
     values: Float[Array, "batch slots"]
     fitted: Float[Array, "batch points"]
     fvu: Float[Array, " batch"]
+    rows: Float[Array, "batch terms points"]  # orthonormal, spanning the centred terms
 
 
 def levenberg_marquardt(
@@ -90,8 +105,9 @@ def levenberg_marquardt(
 ) -> Fitted:
     """Improve the first `constants` numbers inside each formula by `steps` damped Gauss-Newton steps (Levenberg 1944, Marquardt 1963).
 
-    The linear coefficients are projected out at every step (`project`), so the search is over the inner numbers alone.  The Jacobian is
-    forward-mode, exact through the projection.  A step is kept only if the FVU falls.  Works in the dtype of its inputs.  Chapter 8.
+    The linear coefficients are projected out at every step, so the search is over the inner numbers alone.  The Jacobian is that of Kaufman
+    (1975): the coefficients are held while a number moves, and what they could make up for is projected out.  One evaluation and one sweep of
+    `sensitivities` a step, whatever the number of constants.  A step is kept only if the FVU falls.  Works in the dtype of its inputs.  Chapter 8.
     """
     batch = tokens.shape[0]
     row = jnp.arange(batch)[:, None]
@@ -105,40 +121,42 @@ def levenberg_marquardt(
     spread = jnp.maximum(jnp.sqrt(jnp.sum(centre(y, mask)[0] ** 2, axis=-1, keepdims=True)), 1e-30)
     eye = jnp.eye(constants, dtype=values.dtype)
 
-    def run(theta: Array) -> tuple[Array, tuple[Array, Array]]:
-        numbers = values.at[row, places].set(jnp.where(free, theta, values[row, places]))
-        basis = evaluate_nodes(tokens, numbers, x)[slots_of, row]
-        fitted, fvu = project(basis, term, y, mask)
-        return jnp.where(mask, (y - fitted) / spread, 0.0), (fitted, fvu)
+    def run(theta: Array) -> tuple[Projection, Array]:
+        """The fit with the numbers theta, and how its residual moves with each of them: (constants, batch, points)."""
+        nodes = evaluate_nodes(tokens, values.at[row, places].set(jnp.where(free, theta, values[row, places])), x)
+        basis = nodes[slots_of, row]
+        found = project(basis, term, y, mask)
+        held = coefficients(found.rows, jnp.where(term[..., None] & mask[:, None], basis, 0.0), y)
+        weights = jnp.zeros_like(nodes).at[slots_of, row].add(jnp.where(term, held, 0.0)[..., None])
+        moves = sensitivities(tokens, nodes, weights)[places, row]
+        return found, -jax.vmap(lambda v: without(centre(v, mask)[0], found.rows), in_axes=1)(moves)
 
     def step(carry: Fit, _: None) -> tuple[Fit, None]:
         """Try the proposed numbers; from the better of old and new propose the next ones."""
-        theta, normal, gradient, fitted, fvu, damping, trial = carry
-
-        def along(direction: Array) -> Any:
-            return jax.jvp(run, (trial,), (jnp.broadcast_to(direction, trial.shape),), has_aux=True)
-
-        residual, jacobian, (new_fitted, new_fvu) = jax.vmap(along, out_axes=(None, 0, None))(eye)  # one evaluation, `constants` tangents
-        jacobian = jnp.where(jnp.isfinite(jacobian) & free.T[..., None], jacobian, 0.0)
-        better = (new_fvu < fvu) | ~jnp.isfinite(fvu)
+        theta, normal, gradient, fitted, fvu, rows, damping, trial = carry
+        found, jacobian = run(trial)
+        jacobian = jnp.where(jnp.isfinite(jacobian) & free.T[..., None], jacobian, 0.0) / spread[None]
+        better = (found.fvu < fvu) | ~jnp.isfinite(fvu)
         theta = jnp.where(better[:, None], trial, theta)
         normal = jnp.where(better[:, None, None], jnp.einsum("abn,cbn->bac", jacobian, jacobian), normal)
-        gradient = jnp.where(better[:, None], jnp.einsum("abn,bn->ba", jacobian, residual), gradient)
-        fitted = jnp.where(better[:, None], new_fitted, fitted)
-        fvu = jnp.where(better, new_fvu, fvu)
+        gradient = jnp.where(better[:, None], jnp.einsum("abn,bn->ba", jacobian, found.residual / spread), gradient)
+        fitted = jnp.where(better[:, None], found.fitted, fitted)
+        fvu = jnp.where(better, found.fvu, fvu)
+        rows = jnp.where(better[:, None, None], found.rows, rows)
         damping = jnp.clip(jnp.where(better, damping * 0.2, damping * 5.0), 1e-10, 1e8)
         diagonal = jnp.einsum("baa->ba", normal)
         scale = damping[:, None] * diagonal + jnp.where(diagonal > 0, 1e-12 * diagonal, 1.0)
         move = -solve_small(normal + scale[..., None] * eye[None], gradient)
         move = jnp.clip(jnp.where(jnp.isfinite(move), move, 0.0), -2.0 - jnp.abs(theta), 2.0 + jnp.abs(theta))
-        return Fit(theta, normal, gradient, fitted, fvu, damping, theta + move), None
+        return Fit(theta, normal, gradient, fitted, fvu, rows, damping, theta + move), None
 
     theta = jnp.take_along_axis(values, places, axis=1)
     nothing = jnp.zeros((batch, constants), values.dtype)
     damping = jnp.full((batch,), 5e-2, values.dtype)
-    start = Fit(theta, jnp.zeros((batch, constants, constants), values.dtype), nothing, jnp.zeros_like(y), jnp.full((batch,), jnp.inf, y.dtype), damping, theta)
+    none = Projection(jnp.zeros((batch, terms, y.shape[-1]), y.dtype), y, jnp.zeros_like(y), jnp.full((batch,), jnp.inf, y.dtype))
+    start = Fit(theta, jnp.zeros((batch, constants, constants), values.dtype), nothing, none.fitted, none.fvu, none.rows, damping, theta)
     end, _ = jax.lax.scan(step, start, None, length=steps + 1)
-    return Fitted(values.at[row, places].set(jnp.where(free, end.theta, values[row, places])), end.fitted, end.fvu)
+    return Fitted(values.at[row, places].set(jnp.where(free, end.theta, values[row, places])), end.fitted, end.fvu, end.rows)
 
 
 class Fit(NamedTuple):
@@ -149,12 +167,13 @@ class Fit(NamedTuple):
     gradient: Float[Array, "batch constants"]
     fitted: Float[Array, "batch points"]
     fvu: Float[Array, " batch"]
+    rows: Float[Array, "batch terms points"]
     damping: Float[Array, " batch"]
     trial: Float[Array, "batch constants"]
 
 
 def solve_small(matrix: Float[Array, "batch n n"], right: Float[Array, "batch n"]) -> Float[Array, "batch n"]:
-    """Solutions of many small positive definite systems by Gauss elimination, all at once."""
+    """Solutions of many small systems, positive definite or triangular, by Gauss elimination, all at once."""
     n = right.shape[-1]
     table = jnp.concatenate([matrix, right[..., None]], axis=-1)
     for k in range(n):

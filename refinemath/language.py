@@ -115,7 +115,6 @@ def structure(tokens: Int[Array, "batch slots"]) -> tuple[Int[Array, "batch slot
     return size[:slots].T, second.T
 
 
-@jax.custom_jvp
 def apply_operator(token: Int[Array, "batch 1"], a: Float[Array, "batch points"], b: Float[Array, "batch points"]) -> Float[Array, "batch points"]:
     """The operator that each row's token names, applied to a, or to a and b; rows with another token give NaN."""
     out = jnp.full_like(a, jnp.nan)
@@ -124,10 +123,8 @@ def apply_operator(token: Int[Array, "batch 1"], a: Float[Array, "batch points"]
     return out
 
 
-@apply_operator.defjvp
-def _(primals: tuple[Array, Array, Array], tangents: tuple[Any, Array, Array]) -> tuple[Array, Array]:
-    """The partial derivatives are computed once and shared by all directions, which is what makes many directions cheap."""
-    token, a, b = primals
+def partial_derivatives(token: Int[Array, "batch 1"], a: Float[Array, "batch points"], b: Float[Array, "batch points"]) -> tuple[Array, Array]:
+    """The derivatives of `apply_operator` by a and by b; 0 by an operand that the operator does not have."""
     by_a, by_b = jnp.zeros_like(a), jnp.zeros_like(a)
     one, zero = jnp.ones_like(a), jnp.zeros_like(a)
     for op in OPERATORS:
@@ -137,7 +134,7 @@ def _(primals: tuple[Array, Array, Array], tangents: tuple[Any, Array, Array]) -
         else:
             by_a = jnp.where(here, jax.jvp(op.jax, (a, b), (one, zero))[1], by_a)
             by_b = jnp.where(here, jax.jvp(op.jax, (a, b), (zero, one))[1], by_b)
-    return apply_operator(token, a, b), by_a * tangents[1] + by_b * tangents[2]
+    return by_a, by_b
 
 
 def evaluate_nodes(
@@ -168,6 +165,33 @@ def evaluate_nodes(
     start = jnp.zeros((slots + 1, batch, points), x.dtype)
     registers, _ = jax.lax.scan(step, start, jnp.arange(slots, dtype=jnp.int32), reverse=True)
     return registers[:slots]
+
+
+def sensitivities(
+    tokens: Int[Array, "batch slots"], nodes: Float[Array, "slots batch points"], weights: Float[Array, "slots batch points"]
+) -> Float[Array, "slots batch points"]:
+    """How sum_i weights_i nodes_i changes with the value of every slot: reverse-mode differentiation of `evaluate_nodes`, point by point.
+
+    One sweep from the left, for any number of constants: a slot passes on its own sensitivity times a partial derivative.  Chapter 8.
+    """
+    slots, batch, _ = nodes.shape
+    row = jnp.arange(batch, dtype=jnp.int32)
+    place = jnp.arange(slots, dtype=jnp.int32)
+    second = structure(tokens)[1]
+    arity = jnp.asarray(ARITY)[tokens]
+    padded = jnp.concatenate([nodes, jnp.zeros_like(nodes[:1])])
+    by_a, by_b = partial_derivatives(tokens.T[..., None], padded[1:], padded[second.T, row])
+    is_first = (arity[:, :-1] > 0).T  # the slot after an operator is its first operand; another operand is the second one of some slot before
+    points_here = (arity[:, :, None] > 1) & (second[:, :, None] == place[None, None])
+    parent = jnp.argmax(points_here, axis=1).astype(jnp.int32).T
+    factor = jnp.where(jnp.any(points_here, axis=1).T[..., None], by_b[parent, row], 0.0)
+    factor = factor.at[1:].set(jnp.where(is_first[..., None], by_a[:-1], factor[1:]))
+    parent = parent.at[1:].set(jnp.where(is_first, place[:-1, None], parent[1:]))
+
+    def step(out: Array, i: Array) -> tuple[Array, None]:
+        return out.at[i].add(factor[i] * out[parent[i], row]), None
+
+    return jax.lax.scan(step, weights, place[1:])[0]
 
 
 def evaluate(tokens: Int[Array, "batch slots"], values: Float[Array, "batch slots"], x: Float[Array, "batch variables points"]) -> Float[Array, "batch points"]:

@@ -81,14 +81,19 @@ def stabilise(z: Float[Array, "batch slots dim"], kind: str) -> Float[Array, "ba
     return orthogonalize(unit, POLAR if kind == "polar" else MUON)
 
 
-def execute(tokens: Int[Array, "batch slots"], values: Float[Array, "batch slots"], points: Points) -> Candidate:
-    """Run a formula on its points and fit the free coefficients: the reality check of every step.  Chapter 4."""
-    nodes = evaluate_nodes(tokens, values, points.x)
+def execute(
+    tokens: Int[Array, "batch slots"], values: Float[Array, "batch slots"], points: Points, nodes: Float[Array, "slots batch points"] | None = None
+) -> Candidate:
+    """Run a formula on its points and fit the free coefficients: the reality check of every step.  Chapter 4.
+
+    `nodes`: the values of all subtrees, where they are known already.
+    """
+    nodes = evaluate_nodes(tokens, values, points.x) if nodes is None else nodes
     slots_of, term = additive_terms(tokens, TERMS)
     basis = nodes[slots_of, jnp.arange(tokens.shape[0])[:, None]]
     batch = tokens.shape[0]
-    fitted, fvu = project(basis, term, jnp.broadcast_to(points.y, (batch, points.y.shape[-1])), jnp.broadcast_to(points.mask, (batch, points.mask.shape[-1])))
-    return Candidate(tokens, values, fitted, fvu)
+    fit = project(basis, term, jnp.broadcast_to(points.y, (batch, points.y.shape[-1])), jnp.broadcast_to(points.mask, (batch, points.mask.shape[-1])))
+    return Candidate(tokens, values, fit.fitted, fit.fvu)
 
 
 def no_candidate(points: Points, slots: int = SLOTS) -> Candidate:

@@ -19,7 +19,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from refinemath import grammar
-from refinemath.fit import centre, levenberg_marquardt, orthonormal, without
+from refinemath.fit import centre, levenberg_marquardt, without
 from refinemath.language import (
     CONSTANT_BINS,
     END,
@@ -31,7 +31,6 @@ from refinemath.language import (
     TOKEN_PRICE,
     TOKEN_VALUE,
     VOCABULARY_SIZE,
-    additive_terms,
     evaluate,
     evaluate_nodes,
     is_constant,
@@ -95,6 +94,11 @@ class Pool(NamedTuple):
     fitted: Float[Array, "keep points"]
     fvu: Float[Array, " keep"]
     cost: Float[Array, " keep"]
+    rows: Float[Array, "keep terms points"]  # orthonormal, spanning the centred terms: what else a formula can explain with other coefficients
+
+    def candidate(self) -> Candidate:
+        """The same formulas as the refiner wants them."""
+        return Candidate(self.tokens, self.values, self.fitted, self.fvu)
 
 
 class Trace(NamedTuple):
@@ -140,12 +144,13 @@ def cost_of(tokens: Int[Array, "batch slots"], fvu: Float[Array, " batch"], poin
     return price + 0.5 * points * jnp.log(jnp.where(jnp.isfinite(fvu), fvu, jnp.inf) + 1e-13)
 
 
-def merge(pool: Pool, new: Candidate, points: Array) -> Pool:
-    """The pool with new formulas put in: the best of each skeleton and of each residual, of these the `keep` best and the two best of every length."""
+def merge(pool: Pool, new: Pool) -> Pool:
+    """The pool with new formulas put in, in any order.
+
+    What stays is the best of each skeleton and of each residual, and of these the `keep` best and the two best of every length.
+    """
     keep = pool.fvu.shape[0]
-    everything = jax.tree.map(
-        lambda a, b: jnp.concatenate([a, b]), pool, Pool(new.tokens, new.values, new.fitted, new.fvu, cost_of(new.tokens, new.fvu, points))
-    )
+    everything = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), pool, new)
     name = skeleton_hash(everything.tokens)
     order = jnp.lexsort((everything.cost, name))
     repeated = jnp.concatenate([jnp.zeros(1, bool), name[order][1:] == name[order][:-1]])
@@ -259,11 +264,21 @@ def make_library(key: Array, skeletons: Int[Array, "start slots"], points: Point
     return Library(tokens, values, y, jnp.where(size > 0, centred / jnp.maximum(size, 1e-30), 0.0))
 
 
-def sweep(library: Library, points: Points, most: int) -> tuple[Int[Array, "batch slots"], Float[Array, "batch slots"]]:
-    """The `most` entries that explain y best up to scale and offset."""
-    gain = jnp.abs(library.unit @ centre(points.y, points.mask)[0][0])
-    best = jax.lax.top_k(gain, min(most, gain.shape[0]))[1]
-    return library.tokens[best], library.values[best]
+def sweep(library: Library, points: Points, most: int) -> Pool:
+    """The library's `most` best formulas of different skeletons, each fitted up to scale and offset."""
+    mask = points.mask
+    target, mean = centre(points.y, mask)
+    gain = library.unit @ target[0]
+    total = jnp.maximum(jnp.sum(target**2), 1e-30)
+    fvu = jnp.maximum(1.0 - gain**2 / total, 1e-7)  # which is the rounding of this difference: what looks exact is executed before it counts
+    fvu = jnp.where(gain == 0, jnp.inf, fvu)
+    all_of_it = Candidate(library.tokens, library.values, library.unit, fvu)
+    count = jnp.sum(mask).astype(jnp.float32)
+    best = most_promising(all_of_it, 1, most, count)
+    unit = library.unit[best]
+    rows = jnp.zeros((most, TERMS, unit.shape[1]), unit.dtype).at[:, 0].set(unit)
+    fitted = jnp.where(mask, mean + gain[best, None] * unit, 0.0)
+    return Pool(library.tokens[best], library.values[best], fitted, fvu[best], cost_of(library.tokens[best], fvu[best], count), rows)
 
 
 def together(*formulas: tuple[Array, Array]) -> tuple[Int[Array, "batch slots"], Float[Array, "batch slots"]]:
@@ -288,12 +303,9 @@ def extend(pool: Pool, library: Library, points: Points, most: int, choices: int
     """The first `most` formulas of the pool, each plus a short term: from each of `choices` parts of the library the one that explains most
     of what the formula leaves over (orthogonal matching pursuit, Pati et al. 1993).  What would not fit into the slots gets no term.  Chapter 8.
     """
-    tokens, values = pool.tokens[:most], pool.values[:most]
+    tokens, values, rows = pool.tokens[:most], pool.values[:most], pool.rows[:most]
     slots = tokens.shape[1]
-    slots_of, term = additive_terms(tokens, TERMS)
     mask = jnp.broadcast_to(points.mask, (most, points.mask.shape[1]))
-    basis = evaluate_nodes(tokens, values, points.x)[slots_of, jnp.arange(most, dtype=jnp.int32)[:, None]]
-    rows, _ = orthonormal(basis, term, mask)
     residual = without(centre(jnp.broadcast_to(points.y, mask.shape), mask)[0], rows)
     left_over = 1.0 - jnp.sum((rows @ library.unit.T) ** 2, axis=1)  # of each entry, once the formula's own terms are taken out
     gain = jnp.where(left_over > 1e-3, (residual @ library.unit.T) ** 2 / jnp.maximum(left_over, 1e-3), 0.0)
@@ -325,15 +337,17 @@ class Parts(NamedTuple):
     y: Float[Array, "parts points"]
 
 
-def distinct_parts(tokens: Int[Array, "batch slots"], values: Float[Array, "batch slots"], points: Points, most: int) -> Parts:
-    """The `most` shortest subtrees with different values; one that is undefined or constant on the points does not count.
+def distinct_parts(
+    tokens: Int[Array, "batch slots"], values: Float[Array, "batch slots"], nodes: Float[Array, "slots batch points"], points: Points, most: int
+) -> Parts:
+    """The `most` shortest subtrees with different values (`nodes`); one that is undefined or constant on the points does not count.
 
     Equal subtrees are executed by equal instructions, so their values agree bit for bit, and so does a hash of the bits.
     """
     batch, slots = tokens.shape
     mask = points.mask
     size = structure(tokens)[0].reshape(-1)
-    y = jnp.swapaxes(evaluate_nodes(tokens, values, points.x), 0, 1).reshape(batch * slots, -1)
+    y = jnp.swapaxes(nodes, 0, 1).reshape(batch * slots, -1)
     y = jnp.where(mask, y, 0.0)
     top = jnp.max(jnp.abs(y), axis=1)
     moves = jnp.max(jnp.where(mask, y, -jnp.inf), axis=1) - jnp.min(jnp.where(mask, y, jnp.inf), axis=1) > 1e-3 * top
@@ -437,6 +451,7 @@ class Carry(NamedTuple):
     z: Float[Array, "thoughts slots dim"]
     candidate: Candidate
     pool: Pool
+    offers: tuple[Array, Array]  # tokens and values of the formulas to be executed at the next step beside what is drawn
     hits: Int[Array, " thoughts"]
     step: Array
     found_at: Array
@@ -470,6 +485,9 @@ def think(
     thoughts, dim = budget.thoughts, model.refiner.seed[...].shape[1]
     slots = model.refiner.seed[...].shape[0]
     count = jnp.sum(points.mask).astype(jnp.float32)
+    half = thoughts * budget.samples // 2  # of what is drawn at a step, the share whose parts are paired
+    zero = jnp.zeros((), jnp.int32)
+    nothing = jnp.zeros((0, slots), jnp.int32), jnp.zeros((0, slots), jnp.float32)
     key, k_noise, k_start = jax.random.split(key, 3)
     spread = Points(*(jnp.broadcast_to(a, (thoughts, *a.shape[1:])) for a in points))
     sketch = jax.random.rademacher(jax.random.key(7), (slots * dim, 8), jnp.float32) / jnp.sqrt(jnp.float32(slots * dim))
@@ -496,6 +514,17 @@ def think(
         # what has just been found may have a shorter form
         return (carry.step < budget.search_steps) & ((carry.pool.fvu[0] > budget.solved) | (carry.step < carry.found_at + budget.shorten))
 
+    def offer(pool: Pool, tokens: Array, values: Array, nodes: Array, step: Array) -> tuple[Array, Array]:
+        """Remembered formulas with the terms they lack, and pairs of short formulas with parts of what was drawn; at the first step of one another."""
+        if not budget.edits or not start.shape[0]:
+            return nothing
+        extended = extend(pool, library, points, min(budget.extend, budget.keep))
+        if not len(shortest.tokens):
+            return extended
+        subtrees = distinct_parts(tokens[:half], values[:half], nodes[:, :half], points, len(whole.tokens))
+        subtrees = choose(jnp.full(len(whole.tokens), step == 0), whole, subtrees)
+        return together(extended, couple(subtrees, shortest, points, budget.couples))
+
     def propose(carry: Carry) -> Carry:
         """Draw, execute, fit, remember, and give every thought its next candidate."""
         key, k_draw, k_edit, k_other = jax.random.split(carry.key, 4)
@@ -513,16 +542,9 @@ def think(
             rank = mostly_first(u_parent, budget.keep / 5)
             parents = jnp.where(jnp.isfinite(pool.fvu[rank]), rank, 0)
             donors = jnp.concatenate([pool.tokens, tokens[: budget.keep]])
-            tokens, values = together((tokens, values), edit(k_edit, pool.tokens[parents], pool.values[parents], donors))
-            if start.shape[0]:
-                others = [extend(pool, library, points, min(budget.extend, budget.keep))]
-                if len(shortest.tokens):
-                    half = thoughts * budget.samples // 2
-                    subtrees = distinct_parts(tokens[:half], values[:half], points, len(whole.tokens))
-                    subtrees = choose(jnp.full(len(whole.tokens), carry.step == 0), whole, subtrees)
-                    others.append(couple(subtrees, shortest, points, budget.couples))
-                tokens, values = together((tokens, values), *others)
-        drawn = execute(tokens, values, points)
+            tokens, values = together((tokens, values), edit(k_edit, pool.tokens[parents], pool.values[parents], donors), carry.offers)
+        nodes = evaluate_nodes(tokens, values, points.x)
+        drawn = execute(tokens, values, points, nodes)
         own = thoughts * budget.samples
         chosen = most_promising(jax.tree.map(lambda a: a[:own], drawn), thoughts, budget.fits, count)
         if budget.edits:
@@ -532,10 +554,10 @@ def think(
         if start.shape[0]:  # and those of short formulas, the best first
             rows = jax.lax.dynamic_slice_in_dim(waiting, carry.step * budget.fits_short, budget.fits_short)
             fit_next.append((library.tokens[rows], library.values[rows]))
-        tokens, values = together(*fit_next)
-        fit = levenberg_marquardt(tokens, values, points.x, points.y, points.mask, steps=budget.fit_steps, terms=TERMS)
-        fitted = Candidate(tokens, fit.values, fit.fitted, fit.fvu)
-        pool = merge(pool, fitted, count)
+        to_fit = together(*fit_next)
+        fit = levenberg_marquardt(*to_fit, points.x, points.y, points.mask, steps=budget.fit_steps, terms=TERMS)
+        fitted = Candidate(to_fit[0], fit.values, fit.fitted, fit.fvu)
+        pool = merge(pool, Pool(*fitted, cost_of(fitted.tokens, fitted.fvu, count), fit.rows))
         each = cost_of(fitted.tokens, fitted.fvu, count)[: thoughts * budget.fits].reshape(thoughts, budget.fits)
         best = jnp.argmin(each, axis=1) + jnp.arange(thoughts) * budget.fits
         now, old = jax.tree.map(lambda a: a[best], fitted), carry.candidate
@@ -543,14 +565,15 @@ def think(
         # a thought whose candidate lags behind takes one of the remembered ones
         pick = mostly_first(u_which, thoughts / 4)
         lags = (cost_of(candidate.tokens, candidate.fvu, count) > pool.cost[budget.keep // 2]) & (u_lag < 0.3)
-        shared = Candidate(*(a[pick] for a in pool[:-1]))
+        shared = jax.tree.map(lambda a: a[pick], pool.candidate())
         candidate = choose(lags & jnp.isfinite(shared.fvu), shared, candidate)
         found_at = jnp.where(pool.cost[0] < carry.pool.cost[0] - 0.5, carry.step + 1, carry.found_at)
-        return carry._replace(candidate=candidate, pool=pool, hits=jnp.zeros_like(carry.hits), found_at=found_at, key=key)
+        offers = offer(pool, tokens, values, nodes, carry.step)
+        return carry._replace(candidate=candidate, pool=pool, offers=offers, hits=jnp.zeros_like(carry.hits), found_at=found_at, key=key)
 
     def settle(carry: Carry) -> Carry:
         """Every thought gets the best formula; from here on nothing but the latents moves."""
-        best = jax.tree.map(lambda a: jnp.broadcast_to(a[:1], (thoughts, *a.shape[1:])), Candidate(*carry.pool[:-1]))
+        best = jax.tree.map(lambda a: jnp.broadcast_to(a[:1], (thoughts, *a.shape[1:])), carry.pool.candidate())
         return carry._replace(candidate=best)
 
     def step(carry: Carry) -> Carry:
@@ -574,15 +597,21 @@ def think(
     pool = Pool(
         jnp.zeros((budget.keep, slots), jnp.int32).at[:, 0].set(1), jnp.zeros((budget.keep, slots), jnp.float32),
         jnp.zeros((budget.keep, points.y.shape[1]), jnp.float32), jnp.full(budget.keep, jnp.inf), jnp.full(budget.keep, jnp.inf),
+        jnp.zeros((budget.keep, TERMS, points.y.shape[1]), jnp.float32),
     )  # fmt: skip
+    offers = nothing
     if start.shape[0]:
         library = make_library(k_start, start, points)
         shortest = jax.tree.map(lambda a: a[: min(SHORTEST, a.shape[0] // BLOCK * BLOCK) if budget.couples else 0], library)
         waiting = with_constants(library, points, budget.search_steps * budget.fits_short)
-        pool = merge(pool, execute(*sweep(library, points, 4 * budget.keep), points), count)
+        best = sweep(library, points, min(budget.keep, start.shape[0]))
+        pool = jax.tree.map(lambda a, b: a.at[: len(b)].set(b), pool, best)
         # at the first step the parts are short formulas themselves
-        whole = Parts(*(a[: min(budget.parts, thoughts * budget.samples // 2 * slots)] for a in (library.tokens, library.values, library.y)))
-    zero = jnp.zeros((), jnp.int32)
-    carry = Carry(z, no_candidate(spread, slots), pool, jnp.zeros(thoughts, jnp.int32), zero, zero, key, blank)
+        whole = Parts(*(a[: min(budget.parts, half * slots)] for a in (library.tokens, library.values, library.y)))
+        if budget.edits:
+            blank_draws = jnp.zeros((half, slots), jnp.int32), jnp.zeros((half, slots), jnp.float32), jnp.zeros((slots, half, points.y.shape[1]), jnp.float32)
+            shapes = jax.eval_shape(offer, pool, *blank_draws, zero)
+            offers = jnp.zeros(shapes[0].shape, jnp.int32).at[:, 0].set(1), jnp.zeros(shapes[1].shape, jnp.float32)  # x, many times
+    carry = Carry(z, no_candidate(spread, slots), pool, offers, jnp.zeros(thoughts, jnp.int32), zero, zero, key, blank)
     carry = jax.lax.while_loop(going_on, step, carry)
     return Outcome(carry.pool, carry.z, carry.trace, carry.step, carry.found_at, jnp.all(carry.hits >= 2))

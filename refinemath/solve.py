@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import math
 import numbers
+import os
+import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -18,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import sympy
 from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
 
 from refinemath import checkpoint
 from refinemath.fit import Solution, description_length, leave_one_out, linear_solution, polish, snap
@@ -348,6 +352,31 @@ def shipped_widths() -> list[int]:
     return sorted(int(n.removeprefix("refinemath-").removesuffix(".npz")) for n in names if n.startswith("refinemath-") and n.endswith(".npz"))
 
 
+@contextlib.contextmanager
+def kept_compiled() -> Iterator[None]:
+    """Inside, JAX keeps what it compiles on disk: the first process on a machine waits for the compiler, the next ones do not.
+
+    The folder is `refinemath` in the user's cache, one for each machine.  Nothing changes where a place was chosen already
+    (`JAX_COMPILATION_CACHE_DIR`), the cache is switched off (`JAX_ENABLE_COMPILATION_CACHE=0`), or the folder cannot be written.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
+    folder = Path(base) / "refinemath" / f"{platform.node()}-{platform.machine()}"
+    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        yield
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
+        compilation_cache.reset_cache()
+
+
 @functools.lru_cache(maxsize=4)
 def _load(path: Path) -> tuple[Any, Any, Config]:
     meta = checkpoint.read_meta(path)
@@ -451,7 +480,8 @@ class RefineMath:
         while True:
             searched = time.perf_counter()
             key = jax.random.fold_in(jax.random.key(int(seed) % 2**63), attempt)
-            outcome = think(params, graph, prepared.points, key, jnp.float32(threshold), start, prior, budget=self.budget)
+            with contextlib.nullcontext() if attempt or width in self._compiled_for else kept_compiled():
+                outcome = think(params, graph, prepared.points, key, jnp.float32(threshold), start, prior, budget=self.budget)
             for solution in fit_double(outcome, prepared):
                 name = tuple(p for t in sorted(t.skeleton() for t in solution.terms) for p in (*t, ";"))
                 if name not in front or description_length(solution, n) < description_length(front[name], n):

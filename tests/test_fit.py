@@ -14,6 +14,7 @@ from refinemath.data import Bank
 from refinemath.fit import (
     Fitted,
     Solution,
+    coefficients,
     description_length,
     leave_one_out,
     levenberg_marquardt,
@@ -52,7 +53,8 @@ def test_project_is_least_squares(dtype: type, close: float, double: None) -> No
     basis, y = RNG.normal(size=(30, 4, 25)) + 3, RNG.normal(size=(30, 25))
     term = np.arange(4)[None] < RNG.integers(1, 5, (30, 1))
     mask = np.arange(25)[None] < RNG.integers(8, 26, (30, 1))
-    fitted, fvu = (np.asarray(a) for a in project(jnp.asarray(basis, dtype), jnp.asarray(term), jnp.asarray(y, dtype), jnp.asarray(mask)))
+    found = project(jnp.asarray(basis, dtype), jnp.asarray(term), jnp.asarray(y, dtype), jnp.asarray(mask))
+    fitted, fvu = np.asarray(found.fitted), np.asarray(found.fvu)
     assert fitted.dtype == fvu.dtype == dtype
     for i in range(30):
         expected, unexplained = by_lstsq(basis[i], term[i], y[i], mask[i])
@@ -65,8 +67,8 @@ def test_nearly_dependent_terms_cost_no_accuracy(double: None) -> None:
     x = np.linspace(1, 2, 30)
     basis = np.stack([x, x + 1e-3 * x**2, x**3])[None]
     y = (2 * x - x**2 + 0.1 * x**3)[None]
-    _, fvu = project(jnp.asarray(basis), jnp.ones((1, 3), bool), jnp.asarray(y), jnp.ones((1, 30), bool))
-    assert fvu[0] < 1e-16
+    found = project(jnp.asarray(basis), jnp.ones((1, 3), bool), jnp.asarray(y), jnp.ones((1, 30), bool))
+    assert found.fvu[0] < 1e-16
 
 
 def test_a_term_twice_is_a_term_once() -> None:
@@ -74,24 +76,38 @@ def test_a_term_twice_is_a_term_once() -> None:
     y, mask = jnp.sin(2 * x)[None], jnp.ones((1, 20), bool)
     one = project(jnp.stack([x, x**3])[None], jnp.ones((1, 2), bool), y, mask)
     twice = project(jnp.stack([x, x**3, x])[None], jnp.ones((1, 3), bool), y, mask)
-    np.testing.assert_allclose(twice[1], one[1], rtol=1e-3)
+    np.testing.assert_allclose(twice.fvu, one.fvu, rtol=1e-3)
 
 
 def test_a_term_that_is_undefined_explains_nothing() -> None:
     x = jnp.linspace(-1, 1, 20, dtype=jnp.float32)
     y, mask = x[None], jnp.ones((1, 20), bool)
-    fitted, fvu = project(jnp.log(x)[None, None], jnp.ones((1, 1), bool), y, mask)
-    assert jnp.isinf(fvu[0])
-    np.testing.assert_allclose(fitted, jnp.mean(y), atol=1e-6)
+    found = project(jnp.log(x)[None, None], jnp.ones((1, 1), bool), y, mask)
+    assert jnp.isinf(found.fvu[0])
+    np.testing.assert_allclose(found.fitted, jnp.mean(y), atol=1e-6)
     hidden = project(jnp.log(x)[None, None], jnp.ones((1, 1), bool), y, mask & (x > 0)[None])  # undefined in the padding alone
-    assert float(hidden[1][0]) < 1.0
+    assert float(hidden.fvu[0]) < 1.0
 
 
 def test_scale_and_offset_of_y_do_not_change_what_is_explained() -> None:
     x = jnp.linspace(0.1, 3, 30, dtype=jnp.float32)
     basis, term, mask = jnp.stack([jnp.log(x), x])[None], jnp.ones((1, 2), bool), jnp.ones((1, 30), bool)
-    one = project(basis, term, jnp.sqrt(x)[None], mask)[1]
-    np.testing.assert_allclose(project(basis, term, 1e4 * jnp.sqrt(x)[None] - 3e3, mask)[1], one, rtol=2e-2)
+    one = project(basis, term, jnp.sqrt(x)[None], mask).fvu
+    np.testing.assert_allclose(project(basis, term, 1e4 * jnp.sqrt(x)[None] - 3e3, mask).fvu, one, rtol=2e-2)
+
+
+def test_coefficients_are_those_of_least_squares(double: None) -> None:
+    rng = np.random.default_rng(5)
+    basis, y = rng.normal(size=(20, 4, 25)) + 2, rng.normal(size=(20, 25))
+    basis[3, 2] = 2 * basis[3, 0]  # a term that adds nothing gets no share
+    found = project(jnp.asarray(basis), jnp.ones((20, 4), bool), jnp.asarray(y), jnp.ones((20, 25), bool))
+    share = np.asarray(coefficients(found.rows, jnp.asarray(basis), jnp.asarray(y)))
+    assert share[3, 2] == 0
+    for i in range(20):
+        design = np.stack([*basis[i], np.ones(25)], axis=1)
+        design = np.delete(design, 2, axis=1) if i == 3 else design
+        expected = np.linalg.lstsq(design, y[i], rcond=None)[0][:-1]
+        np.testing.assert_allclose(np.delete(share[i], 2) if i == 3 else share[i], expected, rtol=1e-7)
 
 
 # ---------------------------------------------------------------- Levenberg-Marquardt
@@ -145,7 +161,7 @@ def test_no_step_leaves_the_numbers_alone(bank: Bank) -> None:
     np.testing.assert_array_equal(found.values, args[1])
     slots_of, term = additive_terms(args[0], 4)
     basis = evaluate_nodes(*args, x)[slots_of, jnp.arange(64, dtype=jnp.int32)[:, None]]
-    np.testing.assert_allclose(found.fvu, project(basis, term, jnp.broadcast_to(y, (64, 40)), jnp.broadcast_to(mask, (64, 40)))[1], atol=1e-5)
+    np.testing.assert_allclose(found.fvu, project(basis, term, jnp.broadcast_to(y, (64, 40)), jnp.broadcast_to(mask, (64, 40))).fvu, atol=1e-5)
 
 
 def test_what_comes_back_belongs_together(double: None) -> None:

@@ -24,9 +24,12 @@ from refinemath.language import (
     decode,
     encode,
     evaluate,
+    evaluate_nodes,
+    is_constant,
     nearest_constant,
     parse,
     parse_prefix,
+    sensitivities,
     split_terms,
     structure,
 )
@@ -154,6 +157,30 @@ def test_jit_is_eager(bank: Bank) -> None:
     with jax.disable_jit():
         eager = np.asarray(evaluate(*inputs))
     np.testing.assert_allclose(compiled, eager, rtol=2e-4)
+
+
+def test_sensitivities_are_what_jax_differentiates(bank: Bank) -> None:
+    """One sweep gives the derivative by every constant, of the whole formula and of a weighted sum of its additive terms."""
+    tokens, values = encode(from_bank(bank, 120, seed=4))
+    x = np.linspace(0.4, 3.0, 9)[None, None]
+    with jax.enable_x64(True):
+        t, v, x = jnp.asarray(tokens), jnp.asarray(values), jnp.asarray(x)
+        nodes = evaluate_nodes(t, v, x)
+        slots_of, term = additive_terms(t, 4)
+        row = jnp.arange(len(t))[:, None]
+        weights = jnp.zeros_like(nodes).at[slots_of, row].add(jnp.where(term, jnp.asarray([0.7, -1.3, 2.1, 0.4]), 0.0)[..., None])
+        found = jax.jit(sensitivities)(t, nodes, weights)
+
+        def weighted(v: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.where(weights != 0, weights * evaluate_nodes(t, v, x), 0.0), axis=0)
+
+        compared = 0
+        for slot in range(tokens.shape[1]):
+            derivative = jax.jvp(weighted, (v,), (jnp.zeros_like(v).at[:, slot].set(1.0),))[1]
+            here = is_constant(tokens[:, slot]) & np.isfinite(np.asarray(nodes[0])).all(-1) & np.isfinite(np.asarray(derivative)).all(-1)
+            np.testing.assert_allclose(found[slot][here], derivative[here], rtol=1e-9, atol=1e-9)
+            compared += int(here.sum())
+    assert compared > 60
 
 
 @pytest.mark.parametrize("text", ["log(x)", "sqrt(x)", "1/(x - x)", "x**1.5", "exp(exp(exp(x*x)))", "log(x)*0", "inv(inv(x + 2))"])

@@ -16,7 +16,7 @@ from jax import Array
 from test_grammar import legal
 
 from refinemath.data import Bank
-from refinemath.language import decode, encode, evaluate, is_constant, parse, parse_prefix
+from refinemath.language import decode, encode, evaluate, evaluate_nodes, is_constant, parse, parse_prefix
 from refinemath.model import Candidate, Encoded, Model, Points, execute
 from refinemath.search import (
     ANY_CONSTANT,
@@ -35,6 +35,7 @@ from refinemath.search import (
     merge,
     most_promising,
     skeleton_hash,
+    sweep,
     think,
     with_constants,
 )
@@ -64,6 +65,7 @@ def outcome(tiny_model: Model) -> Outcome:
 
 
 # ---------------------------------------------------------------- the loop
+
 
 class Loop(NamedTuple):
     states: list[Carry]
@@ -257,7 +259,13 @@ def some_candidates(bank: Bank, count: int, seed: int) -> Candidate:
 
 def empty_pool(keep: int) -> Pool:
     first = jnp.zeros((keep, CONFIG.slots), jnp.int32).at[:, 0].set(1)
-    return Pool(first, jnp.zeros((keep, CONFIG.slots), jnp.float32), jnp.zeros((keep, 8), jnp.float32), *(jnp.full(keep, jnp.inf, jnp.float32) for _ in "ab"))
+    bad = jnp.full(keep, jnp.inf, jnp.float32)
+    return Pool(first, jnp.zeros((keep, CONFIG.slots), jnp.float32), jnp.zeros((keep, 8), jnp.float32), bad, bad, jnp.zeros((keep, 2, 8), jnp.float32))
+
+
+def to_merge(new: Candidate) -> Pool:
+    """Candidates with what a pool holds beside them."""
+    return Pool(*new, cost_of(new.tokens, new.fvu, COUNT), jnp.zeros((len(new.fvu), 2, 8), jnp.float32))
 
 
 def test_the_hash_sees_the_skeleton_and_not_the_constants(bank: Bank) -> None:
@@ -274,7 +282,7 @@ def test_merge_keeps_the_best_of_each_skeleton(keep: int, bank: Bank) -> None:
     put = jax.jit(merge)
     for seed in range(4):
         new = some_candidates(bank, 60, seed)
-        pool = put(pool, new, COUNT)
+        pool = put(pool, to_merge(new))
         for tokens, cost in zip(np.asarray(new.tokens), np.asarray(cost_of(new.tokens, new.fvu, COUNT)), strict=True):
             name = decode(tokens).skeleton()
             seen[name] = min(seen.get(name, np.inf), float(cost))
@@ -289,8 +297,8 @@ def test_merge_keeps_the_best_of_each_skeleton(keep: int, bank: Bank) -> None:
 
 def test_merging_twice_changes_nothing(bank: Bank) -> None:
     new = some_candidates(bank, 60, 1)
-    once = merge(empty_pool(16), new, COUNT)
-    np.testing.assert_array_equal(merge(once, new, COUNT).cost, once.cost)
+    once = merge(empty_pool(16), to_merge(new))
+    np.testing.assert_array_equal(merge(once, to_merge(new)).cost, once.cost)
 
 
 def test_the_most_promising_are_the_best_of_different_skeletons_in_each_group(bank: Bank) -> None:
@@ -356,7 +364,7 @@ def test_different_parts_are_kept_once_and_constants_not_at_all(plot: Points) ->
     texts = ["sin(x) + x**2", "sin(x) * exp(x)", "x**2 + sin(x)", "exp(2.0) * x"]
     tokens, values = (jnp.asarray(a) for a in encode([parse(t) for t in texts], CONFIG.slots))
     values = values.astype(jnp.float32)
-    parts = distinct_parts(tokens, values, plot, 12)
+    parts = distinct_parts(tokens, values, evaluate_nodes(tokens, values, plot.x), plot, 12)
     kept = np.asarray(parts.y).any(axis=1)
     assert legal(np.asarray(parts.tokens)[kept]).all() and not np.asarray(parts.tokens)[~kept].any()
     np.testing.assert_allclose(evaluate(parts.tokens, parts.values, plot.x)[kept][:, plot.mask[0]], parts.y[kept][:, plot.mask[0]], rtol=1e-5)
@@ -366,6 +374,22 @@ def test_different_parts_are_kept_once_and_constants_not_at_all(plot: Points) ->
     assert size.min() == 1 and (np.diff(size) >= 0).all()
     rows = np.asarray(parts.y)[kept]
     assert len(np.unique(np.round(rows / np.linalg.norm(rows, axis=1, keepdims=True), 5), axis=0)) == 6  # exp(2) x is x once more, up to scale
+
+
+def test_the_sweep_puts_the_best_short_formulas_first(plot: Points) -> None:
+    """Of each skeleton the best numbers; fitted values, FVU and rows are those of executing the formula."""
+    rows = np.repeat(np.array(short_ones(["sin mul 1.0 x1", "log x1", "exp mul 1.0 x1", "tanh x1", "log neg x1"]))[:5], 8, axis=0)
+    rows[is_constant(rows)] = ANY_CONSTANT
+    library = make_library(KEY, jnp.asarray(rows), plot)
+    found = sweep(library, plot, 4)
+    skeletons = {decode(t).skeleton() for t in np.asarray(found.tokens)}
+    assert len(skeletons) == 4 and (np.diff(found.cost) >= 0).all() and np.isfinite(found.fvu).all()  # log(-x) is nowhere defined
+    again = execute(found.tokens, found.values, plot)
+    np.testing.assert_allclose(found.fvu, again.fvu, rtol=1e-3, atol=2e-6)
+    np.testing.assert_allclose(found.fitted, again.fitted, atol=1e-3)
+    np.testing.assert_allclose(jnp.sum(found.rows**2, axis=(1, 2)), 1.0, rtol=1e-4)
+    every = np.asarray(execute(library.tokens, library.values, plot).fvu)
+    assert float(found.fvu[0]) == pytest.approx(every.min(), rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -379,7 +403,7 @@ def test_couples_find_both_halves_of_a_formula(text: str, kind: str) -> None:
     drawn = ("cos(x + sqrt(x))**2", "(x + sqrt(x))**2", "x + exp(x)", "sin(x + x**2)*exp(x)")
     tokens, values = (jnp.asarray(a) for a in encode([parse(t) for t in drawn], CONFIG.slots))
     values = values.astype(jnp.float32)
-    pairs = couple(distinct_parts(tokens, values, points, 24), library, points, 4)
+    pairs = couple(distinct_parts(tokens, values, evaluate_nodes(tokens, values, points.x), points, 24), library, points, 4)
     assert legal(np.asarray(pairs[0])).all() and len(pairs[0]) == 12
     fvu = np.asarray(execute(*pairs, points).fvu)
     best = int(np.argmin(fvu))

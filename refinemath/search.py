@@ -61,7 +61,7 @@ class Budget:
     fit_steps: int = 4
     fits_short: int = 32  # short formulas whose constants are fitted at each step
     keep: int = 128  # formulas remembered
-    search_steps: int = 14  # candidates may change during these
+    search_steps: int = 8  # candidates may change during these
     steps: int = 32  # all steps
     noise: float = 0.3
     temperature: float = 1.0

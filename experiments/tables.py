@@ -37,8 +37,10 @@ def evaluation(record: dict[str, Any]) -> str:
     seconds = [results[f"{s}/heldout"]["summary"]["seconds_median"] if f"{s}/heldout" in results else None for s in SYSTEMS]
     lines.append("| median seconds, held-out | " + " | ".join("not run" if s is None else f"{s:.1f}" for s in seconds) + " |")
     settled = results["refinemath/heldout"]["summary"]["converged"]
-    text = f"Measured on {record['date']} with `{record['command']}` (commit {record['commit']}), {record['time_budget']:g} s a problem."
-    text = f"{text} {record.get('note', '')}".rstrip()
+    origins = [results[f"{s}/{p}"]["origin"] for s in SYSTEMS for p in PARTS if f"{s}/{p}" in results]
+    commands = ", ".join(dict.fromkeys(f"`{o['command']}` (commit {o['commit']}, {o['date']})" for o in origins))
+    budgets = " or ".join(dict.fromkeys(f"{o['time_budget']:g} s" for o in origins))
+    text = f"Measured with {commands}: {budgets} a problem, two CPU cores."
     return "\n".join([*lines, "", text, f"The latent settled under the threshold on {settled:.0%} of the held-out problems."])
 
 

@@ -218,14 +218,15 @@ def environment(command: str) -> dict[str, Any]:
 def evaluate(
     model: RefineMath, data: Path, *, parts: list[str], systems: list[str], time_budget: float, every: int, out: Path | None, command: str
 ) -> dict[str, Any]:
-    """Run the chosen parts for the chosen systems and write one JSON file."""
+    """Run the chosen parts for the chosen systems and write one JSON file; what it holds of other runs stays, each with its own command."""
     sets = {
         "suites": lambda: suite_problems(data / "suites.csv"),
         "heldout": lambda: heldout_problems(data / "heldout.csv", every=every),
         "noise": lambda: heldout_problems(data / "heldout.csv", noise=0.01, every=every),
         "real": lambda: real_problems(data),
     }
-    report: dict[str, Any] = {**environment(command), "time_budget": time_budget, "budget": asdict(model.budget), "results": {}}
+    origin = {**environment(command), "time_budget": time_budget}
+    report: dict[str, Any] = {**origin, "budget": asdict(model.budget), "results": {}}
     if out is not None and out.exists():
         report["results"] = json.loads(out.read_text(encoding="utf-8"))["results"]
     for system in systems:
@@ -234,7 +235,7 @@ def evaluate(
             problems = sets[part]()
             runner.solve(problems[0].x, problems[0].y, time_budget=0.1)  # compile outside the clock
             records = run(runner, problems, time_budget=time_budget)
-            report["results"][f"{system}/{part}"] = {"summary": summary(records), "records": records}
+            report["results"][f"{system}/{part}"] = {"origin": origin, "summary": summary(records), "records": records}
             print(f"{system}/{part}: {report['results'][f'{system}/{part}']['summary']}", flush=True)
             if out is not None:
                 out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

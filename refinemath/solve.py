@@ -231,6 +231,20 @@ def rescale(solution: Solution, prepared: Prepared) -> Solution | None:
     return linear_solution(scaled, prepared.x, prepared.y)
 
 
+def multiplied_out(solution: Solution, prepared: Prepared, *, most: int = 6) -> Solution | None:
+    """The same function as a sum of powers and products, such as x^2 + x for (x + 1/2)^2; None where that is nothing new or has over `most` terms."""
+    expression = sympy.Add(*(a * t.sympy() for a, t in zip(solution.coefficients, solution.terms, strict=True)))
+    try:
+        pieces = [p.as_coeff_Mul()[1] for p in sympy.Add.make_args(sympy.expand(expression)) if p.free_symbols]
+        terms = list(dict.fromkeys(parse(str(p)) for p in pieces))
+    except (FormulaError, TypeError, ValueError, ArithmeticError, RecursionError):
+        return None
+    if not 0 < len(terms) <= most or {t.parts for t in terms} == {t.parts for t in solution.terms} or max(map(len, terms)) > SLOTS:
+        return None
+    found = linear_solution(terms, prepared.x, prepared.y)
+    return found if found is not None and found.fvu <= 4 * solution.fvu + 1e-18 else None
+
+
 def choose_solution(front: list[Solution], prepared: Prepared, *, most: int = 6) -> Solution | None:
     """The formula of least description length among the `most` best, their numbers polished in the user's units and snapped."""
     n = len(prepared.y)
@@ -245,8 +259,10 @@ def choose_solution(front: list[Solution], prepared: Prepared, *, most: int = 6)
             if own.fvu < EXACT:
                 break
     for solution in sorted(back, key=lambda s: description_length(s, n))[:most]:
-        finished.append(snap(solution, prepared.x, prepared.y))
-        if finished[-1].fvu < EXACT:
+        other = multiplied_out(solution, prepared)
+        forms = [solution] if other is None else [solution, leave_one_out(other, prepared.x, prepared.y)]
+        finished += [snap(form, prepared.x, prepared.y) for form in forms]
+        if min(form.fvu for form in finished) < EXACT:
             break
     return min(finished, key=lambda s: description_length(s, n)) if finished else None
 
@@ -328,8 +344,9 @@ def tidy(formula: Formula, digits: int = 6) -> sympy.Expr:
     for number in expression.atoms(sympy.Float):
         v = float(number)
         multiple = v / math.pi * 12
-        if abs(multiple - round(multiple)) < 1e-9 * abs(multiple) and 0 < abs(multiple) < 1000:
-            numbers[number] = sympy.Rational(round(multiple), 12) * sympy.pi
+        share = sympy.Rational(round(multiple), 12) if abs(multiple) < 1000 else sympy.Integer(0)
+        if abs(multiple - round(multiple)) < 1e-9 * abs(multiple) and 0 < abs(share.p) <= 12:
+            numbers[number] = share * sympy.pi
         elif abs(v - round(v)) < 1e-9 * abs(v):
             numbers[number] = sympy.Integer(round(v))
         else:

@@ -265,6 +265,10 @@ def test_a_simple_number_is_among_its_neighbours(v: float) -> None:
     assert min(abs(n - v) for n in nice_numbers(v * (1 + 1e-7))) < 1e-12
 
 
+def test_a_large_number_is_no_multiple_of_pi() -> None:
+    assert 66.5 * np.pi not in nice_numbers(209.19) and any(abs(n - 12 * np.pi) < 1e-9 for n in nice_numbers(37.7))
+
+
 def test_a_better_fit_is_shorter_and_a_longer_formula_is_longer() -> None:
     y = parse("2*sin(x)").evaluate(X) + 1e-3 * RNG.normal(size=40)
     good, bad = solved("sin(x)", y), solved("cos(x)", y)

@@ -16,7 +16,20 @@ import sympy
 
 import refinemath.solve as solve_module
 from refinemath import CheckpointError, DataError, FormulaError, RefineMath, Result, parse
-from refinemath.solve import fit_double, latex_of, prepare, read_points, rescale, shipped_widths, short_skeletons, tidy
+from refinemath.fit import polish
+from refinemath.language import split_terms
+from refinemath.solve import (
+    choose_solution,
+    fit_double,
+    latex_of,
+    multiplied_out,
+    prepare,
+    read_points,
+    rescale,
+    shipped_widths,
+    short_skeletons,
+    tidy,
+)
 
 DATA = Path(__file__).parents[1] / "data"
 X = np.linspace(0.5, 4.0, 24)
@@ -166,6 +179,16 @@ def test_numbers_are_printed_short_and_exact_where_they_are() -> None:
     assert tidy(parse(f"sin({math.pi / 3!r}*x)")) == sympy.sin(sympy.pi * sympy.Symbol("x", real=True) / 3)
     assert str(tidy(parse("2.123456789*x"))) == "2.12346*x"
     assert "log" in latex_of(parse("log(x)")) and r"\," in latex_of(parse("2.5*x"))
+
+
+def test_the_shorter_way_of_writing_a_function_is_chosen() -> None:
+    """Cubes in disguise come back as powers; what is short already stays."""
+    x, y = X[None], X**3 + X**2 + X
+    disguised = polish(split_terms(parse("x + (x + 0.3333)**3")), x, y)
+    assert disguised is not None and disguised.fvu < 1e-24
+    chosen = choose_solution([disguised], prepare(X[:, None], y))
+    assert chosen is not None and tidy(chosen.formula()) == sympy.sympify("x**3 + x**2 + x").subs("x", sympy.Symbol("x", real=True))
+    assert multiplied_out(chosen, prepare(X[:, None], y)) is None
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 250.0, 1e30])

@@ -133,41 +133,35 @@ def levenberg_marquardt(
 
     def step(carry: Fit, _: None) -> tuple[Fit, None]:
         """Try the proposed numbers; from the better of old and new propose the next ones."""
-        theta, normal, gradient, fitted, fvu, rows, damping, trial = carry
-        found, jacobian = run(trial)
+        found, jacobian = run(carry.trial)
         jacobian = jnp.where(jnp.isfinite(jacobian) & free.T[..., None], jacobian, 0.0) / spread[None]
-        better = (found.fvu < fvu) | ~jnp.isfinite(fvu)
-        theta = jnp.where(better[:, None], trial, theta)
-        normal = jnp.where(better[:, None, None], jnp.einsum("abn,cbn->bac", jacobian, jacobian), normal)
-        gradient = jnp.where(better[:, None], jnp.einsum("abn,bn->ba", jacobian, found.residual / spread), gradient)
-        fitted = jnp.where(better[:, None], found.fitted, fitted)
-        fvu = jnp.where(better, found.fvu, fvu)
-        rows = jnp.where(better[:, None, None], found.rows, rows)
-        damping = jnp.clip(jnp.where(better, damping * 0.2, damping * 5.0), 1e-10, 1e8)
+        better = (found.fvu < carry.found.fvu) | ~jnp.isfinite(carry.found.fvu)
+        tried = carry.trial, found, jnp.einsum("abn,cbn->bac", jacobian, jacobian), jnp.einsum("abn,bn->ba", jacobian, found.residual / spread)
+        kept = jax.tree.map(lambda new, old: jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old), tried, tuple(carry[:4]))
+        theta, found, normal, gradient = kept
+        damping = jnp.clip(jnp.where(better, carry.damping * 0.2, carry.damping * 5.0), 1e-10, 1e8)
         diagonal = jnp.einsum("baa->ba", normal)
         scale = damping[:, None] * diagonal + jnp.where(diagonal > 0, 1e-12 * diagonal, 1.0)
         move = -solve_small(normal + scale[..., None] * eye[None], gradient)
         move = jnp.clip(jnp.where(jnp.isfinite(move), move, 0.0), -2.0 - jnp.abs(theta), 2.0 + jnp.abs(theta))
-        return Fit(theta, normal, gradient, fitted, fvu, rows, damping, theta + move), None
+        return Fit(theta, found, normal, gradient, damping, theta + move), None
 
     theta = jnp.take_along_axis(values, places, axis=1)
-    nothing = jnp.zeros((batch, constants), values.dtype)
-    damping = jnp.full((batch,), 5e-2, values.dtype)
-    none = Projection(jnp.zeros((batch, terms, y.shape[-1]), y.dtype), y, jnp.zeros_like(y), jnp.full((batch,), jnp.inf, y.dtype))
-    start = Fit(theta, jnp.zeros((batch, constants, constants), values.dtype), nothing, none.fitted, none.fvu, none.rows, damping, theta)
+    unfitted = Projection(jnp.zeros((batch, terms, y.shape[-1]), y.dtype), y, jnp.zeros_like(y), jnp.full((batch,), jnp.inf, y.dtype))
+    flat = jnp.zeros((batch, constants, constants), values.dtype)
+    start = Fit(theta, unfitted, flat, flat[..., 0], jnp.full((batch,), 5e-2, values.dtype), theta)
     end, _ = jax.lax.scan(step, start, None, length=steps + 1)
-    return Fitted(values.at[row, places].set(jnp.where(free, end.theta, values[row, places])), end.fitted, end.fvu, end.rows)
+    fitted = values.at[row, places].set(jnp.where(free, end.theta, values[row, places]))
+    return Fitted(fitted, end.found.fitted, end.found.fvu, end.found.rows)
 
 
 class Fit(NamedTuple):
     """The state of `levenberg_marquardt`: the best numbers, their normal equations, and the numbers to try next."""
 
     theta: Float[Array, "batch constants"]
+    found: Projection
     normal: Float[Array, "batch constants constants"]
     gradient: Float[Array, "batch constants"]
-    fitted: Float[Array, "batch points"]
-    fvu: Float[Array, " batch"]
-    rows: Float[Array, "batch terms points"]
     damping: Float[Array, " batch"]
     trial: Float[Array, "batch constants"]
 

@@ -343,9 +343,8 @@ def tidy(formula: Formula, digits: int = 6) -> sympy.Expr:
     numbers = {}
     for number in expression.atoms(sympy.Float):
         v = float(number)
-        multiple = v / math.pi * 12
-        share = sympy.Rational(round(multiple), 12) if abs(multiple) < 1000 else sympy.Integer(0)
-        if abs(multiple - round(multiple)) < 1e-9 * abs(multiple) and 0 < abs(share.p) <= 12:
+        share = sympy.Rational(round(v / math.pi * 12), 12) if abs(v) < 40 else sympy.Integer(0)
+        if 0 < abs(share.p) <= 12 and abs(v - float(share) * math.pi) < 1e-9 * abs(v):
             numbers[number] = share * sympy.pi
         elif abs(v - round(v)) < 1e-9 * abs(v):
             numbers[number] = sympy.Integer(round(v))

@@ -178,6 +178,7 @@ def test_numbers_are_printed_short_and_exact_where_they_are() -> None:
     assert tidy(parse("3.00000000001*x")) == 3 * sympy.Symbol("x", real=True)
     assert tidy(parse(f"sin({math.pi / 3!r}*x)")) == sympy.sin(sympy.pi * sympy.Symbol("x", real=True) / 3)
     assert str(tidy(parse("2.123456789*x"))) == "2.12346*x"
+    assert str(tidy(parse("1.5e308*x"))) == "1.5e+308*x" and "pi" not in str(tidy(parse(f"{66.5 * math.pi!r}*x")))
     assert "log" in latex_of(parse("log(x)")) and r"\," in latex_of(parse("2.5*x"))
 
 

@@ -346,7 +346,7 @@ def tidy(formula: Formula, digits: int = 6) -> sympy.Expr:
         share = sympy.Rational(round(v / math.pi * 12), 12) if abs(v) < 40 else sympy.Integer(0)
         if 0 < abs(share.p) <= 12 and abs(v - float(share) * math.pi) < 1e-9 * abs(v):
             numbers[number] = share * sympy.pi
-        elif abs(v - round(v)) < 1e-9 * abs(v):
+        elif abs(v) < 1e9 and abs(v - round(v)) < 1e-9 * abs(v):
             numbers[number] = sympy.Integer(round(v))
         else:
             numbers[number] = sympy.Float(f"{v:.{digits}g}")

@@ -1,6 +1,9 @@
-"""Random formulas for the tests."""
+"""Random formulas for the tests, and what differs between versions of JAX."""
+
+from contextlib import AbstractContextManager
 
 import hypothesis.strategies as st
+import jax
 import numpy as np
 
 from refinemath.data import Bank
@@ -29,3 +32,12 @@ def from_bank(bank: Bank, count: int, seed: int = 0) -> list[Formula]:
     rows = np.asarray(bank.tokens)[rng.integers(len(bank.tokens), size=count)].astype(np.int32)
     values = np.where(is_constant(rows), rng.choice(CONSTANT_BINS, rows.shape), 0.0)
     return [decode(t, v) for t, v in zip(rows, values, strict=True)]
+
+
+def double() -> AbstractContextManager[None]:
+    """64-bit arithmetic inside; its name in JAX has changed."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    from jax.experimental import enable_x64  # before 0.8
+
+    return enable_x64(True)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from formulas import double as in_double
 from formulas import from_bank
 from hypothesis import given
 
@@ -34,7 +35,7 @@ X = np.linspace(0.3, 4.0, 40)[None]
 
 @pytest.fixture
 def double() -> Iterator[None]:
-    with jax.enable_x64(True):
+    with in_double():
         yield
 
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sympy
+from formulas import double as in_double
 from formulas import formulas, from_bank
 from hypothesis import given, settings
 
@@ -45,7 +46,7 @@ def test_every_row_means_the_same_to_jax_numpy_and_sympy(op: Operator) -> None:
     operands = [A] if op.arity == 1 else [v.ravel() for v in np.meshgrid(A, B)]
     with np.errstate(all="ignore"):
         by_numpy = op.numpy(*operands)
-    with jax.enable_x64(True):
+    with in_double():
         by_jax = np.asarray(op.jax(*(jnp.asarray(v) for v in operands)))
     np.testing.assert_allclose(by_jax, by_numpy, rtol=1e-12)
     for value, *args in zip(by_numpy, *operands, strict=True):
@@ -126,7 +127,7 @@ def test_device_evaluation_is_numpy_evaluation(bank: Bank) -> None:
     chosen = from_bank(bank, 300)
     tokens, values = encode(chosen)
     x = np.linspace(-3, 3, 32)[None]
-    with jax.enable_x64(True):
+    with in_double():
         by_jax = np.asarray(jax.jit(evaluate)(jnp.asarray(tokens), jnp.asarray(values), jnp.asarray(x[None])))
     by_numpy, nearby = (np.stack([e.evaluate(points) for e in chosen]) for points in (x, x * (1 + 1e-15)))
     # NumPy lets 1/(1/0) pass as 0, the device does not; the other way round only log(cos(1e52)) and its like, which no two libraries agree on
@@ -163,7 +164,7 @@ def test_sensitivities_are_what_jax_differentiates(bank: Bank) -> None:
     """One sweep gives the derivative by every constant, of the whole formula and of a weighted sum of its additive terms."""
     tokens, values = encode(from_bank(bank, 120, seed=4))
     x = np.linspace(0.4, 3.0, 9)[None, None]
-    with jax.enable_x64(True):
+    with in_double():
         t, v, x = jnp.asarray(tokens), jnp.asarray(values), jnp.asarray(x)
         nodes = evaluate_nodes(t, v, x)
         slots_of, term = additive_terms(t, 4)

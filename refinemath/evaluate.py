@@ -22,6 +22,7 @@ import numpy as np
 
 from refinemath.data import make_bank
 from refinemath.fit import polish
+from refinemath.heldout import training_exclusions
 from refinemath.language import Formula, FormulaError, parse, split_terms
 from refinemath.search import Budget
 from refinemath.solve import RefineMath, Result, read_points
@@ -158,13 +159,13 @@ def is_instance(found: Formula, form: str, problem: Problem) -> bool:
 
 
 def null_model(model: RefineMath, seed: int = 99, per_length: int = 60_000, *, search: bool = False) -> RefineMath:
-    """The network switched off: candidates are drawn blindly from the training prior, nothing held out of it.
+    """The network switched off: candidates are drawn blindly from the training prior, the formulas that are made and kept as for training.
 
     With `search`, the search goes on as usual (edits, missing terms, pairs of parts); without it, draws and the fit of their constants are all.
     """
     budget = replace(model.budget, network=False) if search else replace(model.budget, network=False, edits=0, couples=0)
     null = RefineMath(model.latent_dim, model.max_iters, weights=model.weights, budget=budget, sweep=model.sweep)
-    null.prior = np.asarray(make_bank(per_length, seed=seed).tokens)
+    null.prior = np.asarray(make_bank(per_length, seed=seed, excluded=training_exclusions()[0]).tokens)
     return null
 
 

@@ -557,8 +557,9 @@ def think(
         to_fit = together(*fit_next)
         fit = levenberg_marquardt(*to_fit, points.x, points.y, points.mask, steps=budget.fit_steps, terms=TERMS)
         fitted = Candidate(to_fit[0], fit.values, fit.fitted, fit.fvu)
-        pool = merge(pool, Pool(*fitted, cost_of(fitted.tokens, fitted.fvu, count), fit.rows))
-        each = cost_of(fitted.tokens, fitted.fvu, count)[: thoughts * budget.fits].reshape(thoughts, budget.fits)
+        cost = cost_of(fitted.tokens, fitted.fvu, count)
+        pool = merge(pool, Pool(*fitted, cost, fit.rows))
+        each = cost[: thoughts * budget.fits].reshape(thoughts, budget.fits)
         best = jnp.argmin(each, axis=1) + jnp.arange(thoughts) * budget.fits
         now, old = jax.tree.map(lambda a: a[best], fitted), carry.candidate
         candidate = choose(cost_of(now.tokens, now.fvu, count) < cost_of(old.tokens, old.fvu, count), now, old)

@@ -206,6 +206,11 @@ def fit_double(outcome: Outcome, prepared: Prepared, *, most: int = 12, each: in
     return sorted(solutions, key=lambda s: description_length(s, len(prepared.y)))
 
 
+def _terms_of(expression: sympy.Expr) -> list[Formula]:
+    """The additive terms of an expression without their coefficients; what holds no variable is left out.  Raises `FormulaError`."""
+    return [parse(str(p.as_coeff_Mul()[1])) for p in sympy.Add.make_args(expression) if p.free_symbols]
+
+
 def rescale(solution: Solution, prepared: Prepared) -> Solution | None:
     """The same function in the user's x: powers, logarithms and factors absorb the scale where they can."""
     if np.all(prepared.scale == 1.0):
@@ -218,8 +223,7 @@ def rescale(solution: Solution, prepared: Prepared) -> Solution | None:
             expression = term.sympy().subs({sympy.Symbol("x", real=True): symbols["x1"], **{sympy.Symbol(v, real=True): s for v, s in symbols.items()}})
             expression = expression.subs({s: s / sympy.Float(prepared.scale[i], 17) for i, s in enumerate(symbols.values())}, simultaneous=True)
             expression = sympy.expand_log(sympy.expand_power_base(expression))
-            pieces = [p.as_coeff_Mul()[1] for p in sympy.Add.make_args(expression) if p.free_symbols]
-            terms += [parse(str(p)) for p in pieces]
+            terms += _terms_of(expression)
     except (FormulaError, TypeError, ValueError, ArithmeticError, RecursionError):
         terms = []
     direct = linear_solution(terms, prepared.x, prepared.y) if terms else None
@@ -235,8 +239,7 @@ def multiplied_out(solution: Solution, prepared: Prepared, *, most: int = 6) -> 
     """The same function as a sum of powers and products, such as x^2 + x for (x + 1/2)^2; None where that is nothing new or has over `most` terms."""
     expression = sympy.Add(*(a * t.sympy() for a, t in zip(solution.coefficients, solution.terms, strict=True)))
     try:
-        pieces = [p.as_coeff_Mul()[1] for p in sympy.Add.make_args(sympy.expand(expression)) if p.free_symbols]
-        terms = list(dict.fromkeys(parse(str(p)) for p in pieces))
+        terms = list(dict.fromkeys(_terms_of(sympy.expand(expression))))
     except (FormulaError, TypeError, ValueError, ArithmeticError, RecursionError):
         return None
     if not 0 < len(terms) <= most or {t.parts for t in terms} == {t.parts for t in solution.terms} or max(map(len, terms)) > SLOTS:

@@ -19,6 +19,7 @@ from refinemath.data import Bank
 from refinemath.language import decode, encode, evaluate, evaluate_nodes, is_constant, parse, parse_prefix
 from refinemath.model import Candidate, Encoded, Model, Points, execute
 from refinemath.search import (
+    _QUICK_TO_COMPILE,
     ANY_CONSTANT,
     BLOCK,
     Budget,
@@ -44,7 +45,7 @@ from refinemath.solve import prepare
 pytestmark = pytest.mark.usefixtures("strict")
 KEY = jax.random.key(0)
 COUNT = jnp.float32(40)
-SMALL = Budget(thoughts=4, samples=16, edits=96, extend=8, fits=2, fit_steps=1, keep=32, search_steps=3, steps=12)
+SMALL = Budget(thoughts=4, samples=16, edits=96, extend=8, fits=2, fit_steps=2, keep=32, search_steps=3, steps=12)
 THRESHOLD = 0.02  # an untrained model moves far; this lets its thoughts halt one after the other
 
 
@@ -79,7 +80,7 @@ def loop(tiny_model: Model) -> Loop:
     steps: list[Callable[[Carry], Carry]] = []
 
     def masked_loop(going_on: Callable[[Carry], jax.Array], step: Callable[[Carry], Carry], state: Carry) -> Carry:
-        compiled = jax.jit(step)
+        compiled = jax.jit(step, compiler_options=_QUICK_TO_COMPILE)  # as `think`: what rounding does then hardly differs
         steps.append(compiled)
         states.append(state)
         for _ in range(SMALL.steps):
@@ -101,13 +102,9 @@ def carries(loop: Loop) -> list[Carry]:
 def test_the_while_loop_is_a_masked_python_loop(outcome: Outcome, carries: list[Carry]) -> None:
     last = carries[-1]
     assert int(outcome.steps) == int(last.step) > SMALL.search_steps
-    # numbers that the data do not pin down are whatever rounding made of them, so of the best formulas their fit is compared
-    np.testing.assert_array_equal(outcome.pool.tokens[:4], last.pool.tokens[:4])
-    np.testing.assert_allclose(outcome.pool.fvu[:4], last.pool.fvu[:4], rtol=1e-2, atol=1e-9)
-    np.testing.assert_allclose(outcome.pool.fitted[:4], last.pool.fitted[:4], rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(outcome.trace.fvu, last.trace.fvu, rtol=1e-2, atol=1e-9)
-    for a, b in ((outcome.z, last.z), (outcome.trace.velocity, last.trace.velocity), (outcome.trace.gram, last.trace.gram)):
-        np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-3)
+    np.testing.assert_array_equal(outcome.pool.tokens, last.pool.tokens)
+    for a, b in zip(jax.tree.leaves((outcome.pool, outcome.z, outcome.trace)), jax.tree.leaves((last.pool, last.z, last.trace)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     assert int(outcome.found_at) == int(last.found_at)
     assert bool(outcome.converged) == bool((last.hits >= 2).all())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import NamedTuple
 
 import jax
@@ -14,7 +15,9 @@ import scipy.optimize
 from jax import Array
 from jaxtyping import Float, Int
 
-from refinemath.language import OPERATOR_TOKEN, TOKEN_PRICE, Formula, additive_terms, combine, evaluate_nodes, is_constant, sensitivities
+from refinemath.language import TOKEN_PRICE, Formula, additive_terms, combine, evaluate_nodes, is_constant, sensitivities
+
+ROUNDING = 1e-24  # FVU in float64 under which nothing but rounding is left
 
 
 def centre(v: Float[Array, "batch points"], mask: Array) -> tuple[Float[Array, "batch points"], Float[Array, "batch 1"]]:
@@ -185,15 +188,16 @@ def solve_small(matrix: Float[Array, "batch n n"], right: Float[Array, "batch n"
 class Solution:
     """A formula with all its numbers: y ~ offset + sum_k coefficient_k term_k(x).
 
-    `fvu`: what it leaves unexplained on the given points.  `loo`: the same for points that are predicted without having been seen, see
-    `leave_one_out`; where it was not worked out it is `fvu`.
+    `fvu`: what it leaves unexplained on the given points.  `digits` and `misfit`: nats to state its numbers and what it leaves over, NaN
+    until `appraise` works them out.
     """
 
     terms: tuple[Formula, ...]
     coefficients: tuple[float, ...]
     offset: float
     fvu: float
-    loo: float = math.nan
+    digits: float = math.nan
+    misfit: float = math.nan
 
     def formula(self) -> Formula:
         """One formula with the coefficients written in."""
@@ -208,15 +212,6 @@ class Solution:
     def length(self) -> int:
         """Tokens of the skeleton, without the free coefficients."""
         return max(sum(len(t) for t in self.terms) + len(self.terms) - 1, 0)
-
-    @property
-    def numbers(self) -> int:
-        """How many numbers it holds that are not plain small integers: inner ones, coefficients, offset."""
-        return sum(not _is_plain(v) for v in [*self.constants, *self.coefficients, self.offset])
-
-
-def _is_plain(v: float) -> bool:
-    return float(v).is_integer() and abs(v) < 10
 
 
 def _columns(terms: Sequence[Formula], numbers: np.ndarray, x: np.ndarray) -> np.ndarray | None:
@@ -255,7 +250,7 @@ def _solution(terms: Sequence[Formula], numbers: np.ndarray, x: np.ndarray, y: n
     coefficients, offset, residual = _linear(columns, y, intercept=intercept)
     variance = float(np.sum((y - np.mean(y)) ** 2))
     fvu = float(np.sum(residual**2)) / max(variance, 1e-300)
-    return Solution(_with_constants(terms, numbers), tuple(map(float, coefficients)), offset, fvu, fvu)
+    return Solution(_with_constants(terms, numbers), tuple(map(float, coefficients)), offset, fvu)
 
 
 def polish(terms: Sequence[Formula], x: np.ndarray, y: np.ndarray, *, frozen: frozenset[int] = frozenset(), intercept: bool = True) -> Solution | None:
@@ -298,39 +293,72 @@ def _with_constants(terms: Sequence[Formula], numbers: Sequence[float] | np.ndar
     return tuple(Formula(tuple(p if isinstance(p, str) else float(next(left)) for p in t.parts)) for t in terms)
 
 
-def leave_one_out(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solution:
-    """The same solution with `loo`: the FVU of points predicted by a fit that has not seen them.
+def appraise(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solution:
+    """The same solution with `digits` and `misfit`, both infinite where it has as many numbers as there are points.
 
-    No fit is repeated.  A point with leverage h pulls the curve towards itself, and without it its residual would be r / (1 - h), exactly so
-    for coefficients and to first order for the numbers inside (Allen 1974).  A formula that bends to single points is found out by this:
-    their leverage is near 1.  Every number counts, 0 and small integers too, unless it is exactly what the skeleton says.  Chapter 8.
+    `misfit` is asked of points predicted by a fit that has not seen them.  No fit is repeated: a point with leverage h pulls the curve towards
+    itself, and without it its residual would be r / (1 - h), exactly so for coefficients and to first order for the numbers inside (Allen
+    1974).  A formula that bends to single points is found out by this: their leverage is near 1.
+
+    `digits` is what it costs to state the numbers.  A fraction p/q costs log(2 (1 + |p|) q), after Udrescu et al. (2020), with pi as a factor a
+    token more.  Any number v can instead be given to the precision that the points warrant: steps of sqrt(12 / I), where I is its Fisher
+    information.  That costs log(2 |v| sqrt(I / 12)) + 1/2 (Wallace & Freeman 1987) and log(1 + |log |v||) for its order of magnitude.  The
+    cheaper of the two counts.  Chapter 8.
     """
-    n, numbers = len(y), solution.constants
+    n, numbers, coefficients = len(y), solution.constants, np.array(solution.coefficients)
+    nothing = replace(solution, digits=math.inf, misfit=math.inf)
     columns = _columns(solution.terms, numbers, x)
-    variance = float(np.sum((y - np.mean(y)) ** 2))
-    if columns is None or solution.fvu < 1e-24:
-        return solution
-    tangents = []
-    fitted = columns @ np.array(solution.coefficients)
+    if columns is None:
+        return nothing
+    fitted = columns @ coefficients
+    tangents = np.zeros((n, len(numbers)))  # how the curve moves with each number inside
     for i, number in enumerate(numbers):
-        if _is_plain(number):
-            continue
         moved, step = numbers.copy(), 1e-6 * max(abs(number), 1e-3)
         moved[i] += step
         shifted = _columns(solution.terms, moved, x)
-        if shifted is not None:
-            tangents.append((shifted @ np.array(solution.coefficients) - fitted) / step)
-    free = columns[:, [not _is_plain(a) for a in solution.coefficients]]
-    design = np.concatenate([free, *(t[:, None] for t in tangents), *([np.ones((n, 1))] if solution.offset != 0.0 else [])], axis=1)
+        tangents[:, i] = 0.0 if shifted is None else (shifted @ coefficients - fitted) / step
+    design = np.concatenate([tangents, columns, np.ones((n, 1))], axis=1)
+    stated = np.array([*numbers, *coefficients, solution.offset])
+    there = stated != 0.0
+    there[len(numbers) : -1] &= coefficients != 1.0  # a factor 1 is no number
+    design, stated = design[:, there], stated[there]
     if design.shape[1] >= n or not np.all(np.abs(design) <= 1e150):
-        return replace(solution, loo=math.inf)
+        return nothing
+    size = np.linalg.norm(design, axis=0)
     try:
-        left, sizes, _ = np.linalg.svd(design / np.maximum(np.linalg.norm(design, axis=0), 1e-300), full_matrices=False)
+        left, singular, _ = np.linalg.svd(design / np.maximum(size, 1e-300), full_matrices=False)
     except np.linalg.LinAlgError:
-        return replace(solution, loo=math.inf)
-    leverage = np.sum(left[:, sizes > 1e-10] ** 2, axis=1)
-    residual = (y - solution.offset - fitted) / np.maximum(1 - leverage, 1e-9)
-    return replace(solution, loo=float(np.sum(residual**2)) / max(variance, 1e-300))
+        return nothing
+    leverage = np.sum(left[:, singular > 1e-10] ** 2, axis=1)
+    spread = max(float(np.std(y)), 1e-300)
+    scale, misfit = heavy_tailed((y - solution.offset - fitted) / spread / np.maximum(1 - leverage, 1e-9))
+    steps = np.maximum(np.abs(stated) * size / (math.sqrt(12.0) * scale * spread), 1.0)  # by which the number is away from 0
+    rounded = 0.5 + np.log(2 * steps) + np.log1p(np.abs(np.log(np.abs(stated))))
+    digits = float(sum(min(fraction_price(v), r) for v, r in zip(stated.tolist(), rounded.tolist(), strict=True)))
+    return replace(solution, digits=digits, misfit=misfit)
+
+
+def heavy_tailed(residual: np.ndarray, freedom: float = 4.0, rounds: int = 20) -> tuple[float, float]:
+    """The scale s of Student's t that suits residuals (in units of the spread of y) best, and -log likelihood without its constants.
+
+    With four degrees of freedom one reading that is far off does not decide between two formulas, as it would under a normal distribution
+    (Lange, Little & Taylor 1989).  By expectation and maximisation: a residual weighs (f + 1) / (f + r^2 / s^2).  Rounding is the least scale.
+    """
+    square = residual**2 + ROUNDING
+    scale = float(np.median(square))
+    for _ in range(rounds):
+        scale = float(np.mean((freedom + 1) * square / (freedom + square / scale)))
+    return math.sqrt(scale), float(0.5 * len(square) * math.log(scale) + 0.5 * (freedom + 1) * np.sum(np.log1p(square / (freedom * scale))))
+
+
+def fraction_price(v: float) -> float:
+    """Nats to state v as p/q, log((1 + |p|) q), or as that times pi; infinite where v is neither with a q of at most 1000, or 12 beside pi."""
+    price = math.inf
+    for unit, most, extra in ((1.0, 1000, 0.0), (math.pi, 12, float(TOKEN_PRICE[1]))):
+        fraction = Fraction(v / unit).limit_denominator(most)
+        if fraction and abs(float(fraction) * unit - v) <= 1e-9 * abs(v):
+            price = min(price, math.log(2 * (1 + abs(fraction.numerator)) * fraction.denominator) + extra)
+    return price
 
 
 def nice_numbers(v: float) -> list[float]:
@@ -341,16 +369,12 @@ def nice_numbers(v: float) -> list[float]:
     return [n for n in dict.fromkeys(near) if n != 0 and abs(n - v) <= 0.05 * abs(v)]
 
 
-def description_length(solution: Solution, points: int) -> float:
-    """Nats to state the formula and what it leaves unexplained: the score that picks a formula from the front.  Lower is better.
+def description_length(solution: Solution) -> float:
+    """Nats to state an appraised formula and what it leaves over: the score that picks a formula from the front.  Lower is better.
 
-    A term costs its `Formula.price` and a plus sign its own, a plain small integer 1 and another number 1 + log(n)/2; the residuals cost
-    n/2 log of the larger of FVU and `loo`, floored at double precision.
+    The tokens cost their `Formula.price`, the numbers their `digits`, what is left over its `misfit`.
     """
-    numbers = [v for v in (*solution.constants, *solution.coefficients, solution.offset) if v not in (0.0, 1.0)]
-    price = sum(1.0 if _is_plain(v) else 1.0 + 0.5 * math.log(points) for v in numbers)
-    price += sum(t.price() for t in solution.terms) + float(TOKEN_PRICE[OPERATOR_TOKEN["add"]]) * max(len(solution.terms) - 1, 0)
-    return price + 0.5 * points * math.log(max(solution.fvu, solution.loo) + 1e-24)
+    return solution.formula().price() + solution.digits + solution.misfit
 
 
 def snap(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solution:
@@ -359,15 +383,14 @@ def snap(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solution:
     After every replacement the other numbers are fitted again.  A number that the data pin down is thus left alone unless the simple one
     explains them as well.  Terms whose removal shortens the description go first.
     """
-    n = len(y)
 
     def length(trial: Solution | None) -> float:
-        return math.inf if trial is None else description_length(trial, n)
+        return math.inf if trial is None else description_length(trial)
 
-    best = leave_one_out(solution, x, y)
+    best = appraise(solution, x, y)
     while len(best.terms) > 1:
         shorter = [polish([t for t in best.terms if t is not gone], x, y) for gone in best.terms]
-        finest = min((leave_one_out(s, x, y) for s in shorter if s is not None), key=length, default=None)
+        finest = min((appraise(s, x, y) for s in shorter if s is not None), key=length, default=None)
         if finest is None or length(finest) > length(best):
             break
         best = finest
@@ -377,18 +400,17 @@ def snap(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solution:
         for number in nice_numbers(numbers[i]):
             numbers[i] = number
             trial = polish(_with_constants(best.terms, numbers), x, y, frozen=frozenset(frozen | {i}))
-            trial = None if trial is None else leave_one_out(trial, x, y)
-            if trial is not None and length(trial) <= length(best) + (0.0 if _is_plain(number) else -0.05):
+            trial = None if trial is None else appraise(trial, x, y)
+            if trial is not None and length(trial) <= length(best):
                 best = trial
                 frozen.add(i)
                 break
-    # the offset, then the coefficients: zero, or a simple number
+    # the coefficients, with an offset and without
+    forms = [_snap_linear(best, x, y, intercept=True)]
     without = polish(best.terms, x, y, frozen=frozenset(frozen), intercept=False)
-    without = None if without is None else leave_one_out(without, x, y)
-    intercept = without is None or length(without) > length(best)
-    if without is not None and not intercept:
-        best = without
-    best = _snap_linear(best, x, y, intercept=intercept)
+    if without is not None:
+        forms.append(_snap_linear(appraise(without, x, y), x, y, intercept=False))
+    best = min(forms, key=description_length)
     return replace(best, offset=0.0) if abs(best.offset) < 1e-13 * float(np.max(np.abs(y))) else best  # rounding, not an offset
 
 
@@ -405,8 +427,8 @@ def _snap_linear(best: Solution, x: np.ndarray, y: np.ndarray, *, intercept: boo
             fixed[i] = number
             held = [j for j in range(len(fixed)) if j not in rest]
             fixed[rest], _, residual = _linear(columns[:, rest], y - columns[:, held] @ fixed[held], intercept=False)
-            trial = leave_one_out(Solution(best.terms, tuple(map(float, fixed[:-1])), float(fixed[-1]), float(np.sum(residual**2)) / variance), x, y)
-            if description_length(trial, n) <= description_length(best, n):
+            trial = appraise(Solution(best.terms, tuple(map(float, fixed[:-1])), float(fixed[-1]), float(np.sum(residual**2)) / variance), x, y)
+            if description_length(trial) <= description_length(best):
                 best, numbers = trial, list(fixed)
                 loose.remove(i)
                 break

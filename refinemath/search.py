@@ -34,6 +34,7 @@ from refinemath.language import (
     evaluate,
     evaluate_nodes,
     is_constant,
+    nearest_constant,
     structure,
 )
 from refinemath.model import TERMS, Candidate, Encoded, Points, choose, execute, no_candidate
@@ -45,6 +46,7 @@ ANY_CONSTANT = 255  # in a skeleton: a constant to be drawn
 SHORTEST = 544  # entries of the library that parts are paired with: up to four tokens, with common constants
 BLOCK = 16  # of them at a time
 PAIR_POINTS = 32  # points at which pairs are compared
+NUMERATORS = 12  # entries of the library that stand above a denominator with a free number: x, and one function of it
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Budget:
     fits: int = 4  # formulas of each thought whose constants are fitted at each step
     fit_steps: int = 4
     fits_short: int = 32  # short formulas whose constants are fitted at each step
+    fits_ratio: int = 16  # quotients with a free number in the denominator, likewise
     keep: int = 128  # formulas remembered
     search_steps: int = 8  # candidates may change during these
     steps: int = 32  # all steps
@@ -74,7 +77,7 @@ class Budget:
         for name in ("thoughts", "samples", "fits", "fit_steps", "fits_short", "keep", "search_steps", "steps"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a positive whole number")
-        for name in ("edits", "extend", "parts", "couples", "shorten", "patience"):
+        for name in ("edits", "extend", "parts", "couples", "fits_ratio", "shorten", "patience"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a whole number, 0 or more")
         for name, least in (("noise", 0.0), ("temperature", 1e-3), ("solved", 0.0)):
@@ -365,6 +368,12 @@ def distinct_parts(
     return Parts(jnp.where(inside, tokens[row, at], END), jnp.where(inside, values[row, at], 0.0), jnp.where(kept, y[best], 0.0))
 
 
+def thinned(points: Points, *values: Float[Array, "formulas points"]) -> tuple[Any, ...]:
+    """`PAIR_POINTS` of the points, evenly spread, and formulas' values there: enough to tell which pairs are worth a look."""
+    step = max(1, points.y.shape[1] // PAIR_POINTS)
+    return Points(points.x[..., ::step], points.y[:, ::step], points.mask[:, ::step]), *(y[:, ::step] for y in values)
+
+
 def couple(parts: Parts, library: Library, points: Points, most: int) -> tuple[Int[Array, "batch slots"], Float[Array, "batch slots"]]:
     """Every part g beside every library entry f: as a sum, a product, and a quotient; the best `most` of each kind are written out as formulas.
 
@@ -373,10 +382,8 @@ def couple(parts: Parts, library: Library, points: Points, most: int) -> tuple[I
     and ranked anew by whoever calls this.  Chapter 8.
     """
     slots = parts.tokens.shape[1]
-    if points.y.shape[1] > PAIR_POINTS:  # every second point is enough to tell which pairs are worth a look
-        step = points.y.shape[1] // PAIR_POINTS
-        points = Points(points.x[..., ::step], points.y[:, ::step], points.mask[:, ::step])
-        parts, library = parts._replace(y=parts.y[:, ::step]), library._replace(y=library.y[:, ::step])
+    points, parts_y, library_y = thinned(points, parts.y, library.y)
+    parts, library = parts._replace(y=parts_y), library._replace(y=library_y)
     mask = points.mask
     count = jnp.sum(mask).astype(jnp.float32)
 
@@ -435,6 +442,69 @@ def couple(parts: Parts, library: Library, points: Points, most: int) -> tuple[I
     short = (m + n < slots) & (n > 0)  # where no pair fits, the formula is x
     tokens = jnp.where(short, written(library.tokens, parts.tokens, head), jnp.where(place == 0, 1, END))
     return tokens, jnp.where(short, written(library.values, parts.values, 0.0), 0.0)
+
+
+def ratios(library: Library, points: Points, most: int) -> tuple[Int[Array, "most slots"], Float[Array, "most slots"]]:
+    """The `most` best quotients 1 / (g + d) and f / (g + d) of different skeletons: g any entry of the library, f one of the first, d free.
+
+    From (g + d) y = a f follows y = a f / g - d y / g, which is linear in a and d: one closed formula gives d for each pair.  Which pairs
+    are good is asked of the quotients themselves, up to scale and offset.  A denominator that changes its sign does not count.  Chapter 8.
+    """
+    points, y_all = thinned(points, library.y)
+    mask, y = points.mask, jnp.where(points.mask, points.y, 0.0)
+    count = jnp.sum(mask).astype(jnp.float32)
+    target = centre(y, mask)[0][0]
+    slots = library.tokens.shape[1]
+    size = jnp.sum(library.tokens != END, axis=1, dtype=jnp.int32)
+    top = jnp.maximum(jnp.max(jnp.abs(y_all), axis=1, keepdims=True), 1e-30)
+    g = y_all / top  # so that squares stay in range
+    usable = jnp.min(jnp.where(mask, jnp.abs(g), jnp.inf), axis=1) > 1e-6
+    over_g = jnp.where(mask & usable[:, None], 1.0 / jnp.where(g == 0, 1.0, g), 0.0)
+    name = skeleton_hash(library.tokens)
+    each = min(most, len(size))
+
+    def best_of(carry: None, numerator: tuple[Array, Array]) -> tuple[None, tuple[Array, Array, Array]]:
+        """The best entries under one numerator: their cost, index and d."""
+        f, length = numerator
+        u, v = f[None] * over_g, y * over_g
+        uu, uv, vv, uy, vy = jnp.sum(u * u, 1), jnp.sum(u * v, 1), jnp.sum(v * v, 1), u @ y[0], v @ y[0]
+        det = uu * vv - uv**2
+        d = jnp.where(det > 1e-5 * uu * vv, (uv * uy - uu * vy) / jnp.maximum(det, 1e-30), 0.0)
+        under = g + d[:, None]
+        one_sign = jnp.min(jnp.where(mask, under, jnp.inf), 1) * jnp.max(jnp.where(mask, under, -jnp.inf), 1) > 0
+        quotient = jnp.where(mask, f[None] / jnp.where(under == 0, 1.0, under), 0.0)
+        quotient = centre(quotient, jnp.broadcast_to(mask, quotient.shape))[0]
+        fvu = 1.0 - (quotient @ target) ** 2 / jnp.maximum(jnp.sum(quotient**2, 1) * jnp.sum(target**2), 1e-30)
+        good = usable & one_sign & (d != 0) & jnp.isfinite(fvu) & (size + length + 3 <= slots)
+        cost = jnp.where(good, jnp.maximum(fvu, 1e-6) * jnp.exp(5.0 / count * (size + length).astype(jnp.float32)), jnp.inf)
+        least, index = jax.lax.top_k(-cost, each)
+        return None, (-least, index, d[index] * top[index, 0])
+
+    first = min(NUMERATORS, len(size))
+    above = jnp.concatenate([jnp.where(mask, 1.0, 0.0), y_all[:first]])
+    length = jnp.concatenate([jnp.zeros(1, jnp.int32), size[:first]])
+    _, (cost, entry, d) = jax.lax.scan(best_of, None, (above, length))
+    cost, entry, d = cost.reshape(-1), entry.reshape(-1), d.reshape(-1)
+    numerator = jnp.repeat(jnp.arange(first + 1, dtype=jnp.int32), each)
+    word = name[entry] * jnp.int32(16777619) + jnp.concatenate([jnp.zeros(1, jnp.int32), name[:first]])[numerator]
+    order = jnp.lexsort((cost, word))
+    repeated = jnp.concatenate([jnp.zeros(1, bool), word[order][1:] == word[order][:-1]])
+    least, rank = jax.lax.top_k(-jnp.where(repeated, jnp.inf, cost[order]), most)
+    best = order[rank]
+    entry, numerator, d, good = entry[best], numerator[best], d[best], jnp.isfinite(least)[:, None]
+    place = jnp.arange(slots, dtype=jnp.int32)[None]
+    m, k = length[numerator][:, None], size[entry][:, None]
+    head = jnp.where(m == 0, OPERATOR_TOKEN["inv"], OPERATOR_TOKEN["div"])
+
+    def written(array: Array, head: Array | float, plus: int | float, free: Array) -> Array:
+        """The head, the numerator, a plus, the entry, the free number."""
+        f = jnp.take_along_axis(array[jnp.maximum(numerator - 1, 0)], jnp.clip(place - 1, 0, slots - 1), axis=1)
+        under = jnp.take_along_axis(array[entry], jnp.clip(place - m - 2, 0, slots - 1), axis=1)
+        rest = jnp.where(place < m + 2 + k, under, jnp.where(place == m + 2 + k, free[:, None], 0))
+        return jnp.where(place == 0, head, jnp.where(place <= m, f, jnp.where(place == m + 1, plus, rest)))
+
+    tokens = jnp.where(good, written(library.tokens, head, OPERATOR_TOKEN["add"], nearest_constant(d)), jnp.where(place == 0, 1, END))
+    return tokens, jnp.where(good, written(library.values, 0.0, 0.0, d), 0.0)
 
 
 def from_prior(key: Array, prior: Int[Array, "formulas slots"], count: int) -> Int[Array, "count slots"]:
@@ -551,9 +621,8 @@ def think(
             chosen = jnp.concatenate([chosen, own + most_promising(jax.tree.map(lambda a: a[own:], drawn), 8, min(10, (tokens.shape[0] - own) // 8), count)])
         again = min(64, budget.keep)  # the constants of the best remembered formulas go on being fitted
         fit_next = [(tokens[chosen], values[chosen]), (pool.tokens[:again], pool.values[:again])]
-        if start.shape[0]:  # and those of short formulas, the best first
-            rows = jax.lax.dynamic_slice_in_dim(waiting, carry.step * budget.fits_short, budget.fits_short)
-            fit_next.append((library.tokens[rows], library.values[rows]))
+        if start.shape[0]:  # and those of short formulas and quotients, the best first
+            fit_next.append((waiting[0][carry.step], waiting[1][carry.step]))
         to_fit = together(*fit_next)
         fit = levenberg_marquardt(*to_fit, points.x, points.y, points.mask, steps=budget.fit_steps, terms=TERMS)
         fitted = Candidate(to_fit[0], fit.values, fit.fitted, fit.fvu)
@@ -604,7 +673,12 @@ def think(
     if start.shape[0]:
         library = make_library(k_start, start, points)
         shortest = jax.tree.map(lambda a: a[: min(SHORTEST, a.shape[0] // BLOCK * BLOCK) if budget.couples else 0], library)
-        waiting = with_constants(library, points, budget.search_steps * budget.fits_short)
+        rows = with_constants(library, points, budget.search_steps * budget.fits_short)
+        queues = [(library.tokens[rows], library.values[rows])]
+        if budget.fits_ratio:
+            queues.append(ratios(library, points, budget.search_steps * budget.fits_ratio))
+        turns = [[a.reshape(budget.search_steps, -1, slots) for a in queue] for queue in queues]
+        waiting = [jnp.concatenate(arrays, axis=1) for arrays in zip(*turns, strict=True)]
         best = sweep(library, points, min(budget.keep, start.shape[0]))
         pool = jax.tree.map(lambda a, b: a.at[: len(b)].set(b), pool, best)
         # at the first step the parts are short formulas themselves

@@ -24,7 +24,7 @@ from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 
 from refinemath import checkpoint
-from refinemath.fit import Solution, description_length, leave_one_out, linear_solution, polish, snap
+from refinemath.fit import Solution, appraise, description_length, linear_solution, polish, snap
 from refinemath.language import (
     CONSTANT_BINS,
     END,
@@ -200,15 +200,28 @@ def fit_double(outcome: Outcome, prepared: Prepared, *, most: int = 12, each: in
             continue
         solution = polish(split_terms(decode(tokens[i], values[i])), prepared.u, prepared.y)
         if solution is not None:
-            solutions.append(leave_one_out(solution, prepared.u, prepared.y))
+            solutions.append(appraise(solution, prepared.u, prepared.y))
             if len(solutions) >= 4 and min(s.fvu for s in solutions) < EXACT:
                 break
-    return sorted(solutions, key=lambda s: description_length(s, len(prepared.y)))
+    return sorted(solutions, key=description_length)
 
 
 def _terms_of(expression: sympy.Expr) -> list[Formula]:
     """The additive terms of an expression without their coefficients; what holds no variable is left out.  Raises `FormulaError`."""
     return [parse(str(p.as_coeff_Mul()[1])) for p in sympy.Add.make_args(expression) if p.free_symbols]
+
+
+def _monic(expression: sympy.Expr) -> sympy.Expr:
+    """(c f + d)^k with numbers c, d and k becomes c^k (f + d/c)^k: a factor in front instead of a number inside."""
+
+    def pulled_out(power: sympy.Pow) -> sympy.Expr:
+        moving = [a for a in power.base.args if a.free_symbols]
+        factor = moving[0].as_coeff_Mul()[0] if len(moving) == 1 else sympy.S.One
+        if not (factor > 0 or power.exp.is_integer):
+            return power
+        return factor**power.exp * sympy.Add(*(a / factor for a in power.base.args)) ** power.exp
+
+    return expression.replace(lambda e: e.is_Pow and e.base.is_Add and e.exp.is_number, pulled_out)
 
 
 def rescale(solution: Solution, prepared: Prepared) -> Solution | None:
@@ -222,8 +235,7 @@ def rescale(solution: Solution, prepared: Prepared) -> Solution | None:
         for term in solution.terms:
             expression = term.sympy().subs({sympy.Symbol("x", real=True): symbols["x1"], **{sympy.Symbol(v, real=True): s for v, s in symbols.items()}})
             expression = expression.subs({s: s / sympy.Float(prepared.scale[i], 17) for i, s in enumerate(symbols.values())}, simultaneous=True)
-            expression = sympy.expand_log(sympy.expand_power_base(expression))
-            terms += _terms_of(expression)
+            terms += _terms_of(_monic(sympy.expand_log(sympy.expand_power_base(expression))))
     except (FormulaError, TypeError, ValueError, ArithmeticError, RecursionError):
         terms = []
     direct = linear_solution(terms, prepared.x, prepared.y) if terms else None
@@ -239,7 +251,7 @@ def multiplied_out(solution: Solution, prepared: Prepared, *, most: int = 6) -> 
     """The same function as a sum of powers and products, such as x^2 + x for (x + 1/2)^2; None where that is nothing new or has over `most` terms."""
     expression = sympy.Add(*(a * t.sympy() for a, t in zip(solution.coefficients, solution.terms, strict=True)))
     try:
-        terms = list(dict.fromkeys(_terms_of(sympy.expand(expression))))
+        terms = list(dict.fromkeys(_terms_of(_monic(sympy.expand(expression)))))
     except (FormulaError, TypeError, ValueError, ArithmeticError, RecursionError):
         return None
     if not 0 < len(terms) <= most or {t.parts for t in terms} == {t.parts for t in solution.terms} or max(map(len, terms)) > SLOTS:
@@ -250,7 +262,6 @@ def multiplied_out(solution: Solution, prepared: Prepared, *, most: int = 6) -> 
 
 def choose_solution(front: list[Solution], prepared: Prepared, *, most: int = 6) -> Solution | None:
     """The formula of least description length among the `most` best, their numbers polished in the user's units and snapped."""
-    n = len(prepared.y)
     finished: list[Solution] = []
     back: list[Solution] = []
     for solution in front[: 3 * most]:
@@ -258,16 +269,16 @@ def choose_solution(front: list[Solution], prepared: Prepared, *, most: int = 6)
             continue  # the same function in other words
         own = rescale(solution, prepared)
         if own is not None:
-            back.append(leave_one_out(own, prepared.x, prepared.y))
+            back.append(appraise(own, prepared.x, prepared.y))
             if own.fvu < EXACT:
                 break
-    for solution in sorted(back, key=lambda s: description_length(s, n))[:most]:
+    for solution in sorted(back, key=description_length)[:most]:
         other = multiplied_out(solution, prepared)
-        forms = [solution] if other is None else [solution, leave_one_out(other, prepared.x, prepared.y)]
+        forms = [solution] if other is None else [solution, appraise(other, prepared.x, prepared.y)]
         finished += [snap(form, prepared.x, prepared.y) for form in forms]
         if min(form.fvu for form in finished) < EXACT:
             break
-    return min(finished, key=lambda s: description_length(s, n)) if finished else None
+    return min(finished, key=description_length) if finished else None
 
 
 # ---------------------------------------------------------------- the answer
@@ -492,7 +503,6 @@ class RefineMath:
         prior = jnp.asarray(np.zeros((1, config.slots), np.uint8) if self.prior is None else self.prior)
         front: dict[tuple[str, ...], Solution] = {}
         chosen: Solution | None = None
-        n = len(target)
         agreed = attempt = 0
         width = (prepared.points.y.shape[1], self.budget)
         kept: Outcome | None = None
@@ -503,11 +513,11 @@ class RefineMath:
                 outcome = think(params, graph, prepared.points, key, jnp.float32(threshold), start, prior, budget=self.budget)
             for solution in fit_double(outcome, prepared):
                 name = tuple(p for t in sorted(t.skeleton() for t in solution.terms) for p in (*t, ";"))
-                if name not in front or description_length(solution, n) < description_length(front[name], n):
+                if name not in front or description_length(solution) < description_length(front[name]):
                     front[name] = solution
-            ranked = sorted(front.values(), key=lambda s: description_length(s, n))
+            ranked = sorted(front.values(), key=description_length)
             now = choose_solution(ranked, prepared)
-            better = chosen is None or (now is not None and description_length(now, n) < description_length(chosen, n) - 0.5)
+            better = chosen is None or (now is not None and description_length(now) < description_length(chosen) - 0.5)
             agreed = 0 if better else agreed + 1
             if better:
                 chosen, kept = now, outcome

@@ -35,6 +35,7 @@ from refinemath.search import (
     make_library,
     merge,
     most_promising,
+    ratios,
     skeleton_hash,
     sweep,
     think,
@@ -391,6 +392,30 @@ def test_the_sweep_puts_the_best_short_formulas_first(plot: Points) -> None:
     np.testing.assert_allclose(jnp.sum(found.rows**2, axis=(1, 2)), 1.0, rtol=1e-4)
     every = np.asarray(execute(library.tokens, library.values, plot).fvu)
     assert float(found.fvu[0]) == pytest.approx(every.min(), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("text", "skeleton", "d"),
+    [
+        ("5*x/(x + 0.37)", "div x1 add x1 0.5", 0.37),
+        ("2/(exp(x) - 0.8)", "inv add exp x1 -1", -0.8),
+        ("x**3/(exp(2*x) + 1.7) + 0", "div cube x1 add exp mul 2 x1 1.5", 1.7),
+    ],
+)
+def test_a_free_number_in_a_denominator_is_found(text: str, skeleton: str, d: float) -> None:
+    x = np.linspace(0.3, 3.0, 40)[:, None]
+    points = prepare(x, parse(text).evaluate(x.T)).points
+    library = make_library(KEY, short_ones(["x1", "cube x1", "exp x1", "log x1", "exp mul 2.0 x1", "tanh x1"]), points)
+    tokens, values = ratios(library, points, 12)
+    tokens, values = np.asarray(tokens), np.asarray(values)
+    assert legal(tokens).all() and tokens.shape == values.shape == (12, CONFIG.slots)
+    names = [decode(t).skeleton() for t in tokens]
+    first = names.index(parse_prefix(skeleton).skeleton())
+    assert first < 3 and decode(tokens[first], values[first]).constants()[-1] == pytest.approx(d, rel=1e-3)
+    fvu = np.asarray(execute(jnp.asarray(tokens), jnp.asarray(values), points).fvu)
+    assert fvu[first] == fvu.min() < 1e-7
+    different = [n for n in names if n != parse_prefix("x1").skeleton()]  # what is not a quotient is x
+    assert len(different) == len(set(different)) > 4
 
 
 @pytest.mark.parametrize(

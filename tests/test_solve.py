@@ -515,5 +515,5 @@ def test_every_error_of_ours_is_a_value_error() -> None:
 def test_the_formulas_of_a_search_come_best_first(parabola: Result) -> None:
     assert parabola.outcome is not None
     solutions = fit_double(parabola.outcome, prepare(X[:, None], PARABOLA[:, 1]))
-    score = [solve_module.description_length(s, 24) for s in solutions]
+    score = [solve_module.description_length(s) for s in solutions]
     assert score == sorted(score) and solutions[0].fvu < 1e-20

@@ -29,8 +29,14 @@ def evaluation(record: dict[str, Any]) -> str:
     lines = ["| recovered | " + " | ".join(SYSTEMS.values()) + " |", "|---|" + "---|" * len(SYSTEMS)]
 
     def cell(system: str, part: str) -> str:
-        one = results.get(f"{system}/{part}")
-        return "not run" if one is None else f"{one['summary']['recovered']} of {one['summary']['problems']}"
+        one, ours = results.get(f"{system}/{part}"), results[f"refinemath/{part}"]
+        if one is None:
+            return "not run"
+        count = f"{one['summary']['recovered']} of {one['summary']['problems']}"
+        if one["summary"]["problems"] == ours["summary"]["problems"]:
+            return count
+        names = {r["name"] for r in one["records"]}
+        return f"{count} (RefineMath {sum(r['recovered'] for r in ours['records'] if r['name'] in names)})"
 
     for part in parts:
         lines.append(f"| {PARTS[part]} | " + " | ".join(cell(s, part) for s in SYSTEMS) + " |")
@@ -38,9 +44,10 @@ def evaluation(record: dict[str, Any]) -> str:
     lines.append("| median seconds, held-out | " + " | ".join("not run" if s is None else f"{s:.1f}" for s in seconds) + " |")
     settled = results["refinemath/heldout"]["summary"]["converged"]
     origins = [results[f"{s}/{p}"]["origin"] for s in SYSTEMS for p in PARTS if f"{s}/{p}" in results]
-    commands = ", ".join(dict.fromkeys(f"`{o['command']}` (commit {o['commit']}, {o['date']})" for o in origins))
     budgets = " or ".join(dict.fromkeys(f"{o['time_budget']:g} s" for o in origins))
-    text = f"Measured with {commands}: {budgets} a problem, two CPU cores."
+    dates = ", ".join(dict.fromkeys(o["date"] for o in origins))
+    text = f"Measured on {dates} with `python -m refinemath evaluate`: {budgets} a problem, two CPU cores.  Commands and commits: `results/evaluation.json`."
+    text += "\nWhere a column met fewer problems, the count of RefineMath on the same ones stands in brackets."
     return "\n".join([*lines, "", text, f"The latent settled under the threshold on {settled:.0%} of the held-out problems."])
 
 

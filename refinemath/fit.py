@@ -381,35 +381,40 @@ def snap(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solution:
     """Replace numbers by simple ones near them, one after the other, as long as the description gets no longer.
 
     After every replacement the other numbers are fitted again.  A number that the data pin down is thus left alone unless the simple one
-    explains them as well.  Terms whose removal shortens the description go first.
+    explains them as well.  Terms whose removal shortens the description go first.  All is done with an offset and without, and the shorter
+    description counts.
     """
 
     def length(trial: Solution | None) -> float:
         return math.inf if trial is None else description_length(trial)
 
+    def fitted(terms: Sequence[Formula], frozen: frozenset[int] = frozenset(), *, intercept: bool) -> Solution | None:
+        found = polish(terms, x, y, frozen=frozen, intercept=intercept)
+        return None if found is None else appraise(found, x, y)
+
     best = appraise(solution, x, y)
     while len(best.terms) > 1:
-        shorter = [polish([t for t in best.terms if t is not gone], x, y) for gone in best.terms]
-        finest = min((appraise(s, x, y) for s in shorter if s is not None), key=length, default=None)
+        finest = min((fitted([t for t in best.terms if t is not gone], intercept=True) for gone in best.terms), key=length)
         if finest is None or length(finest) > length(best):
             break
         best = finest
-    frozen: set[int] = set()
-    for i in sorted(range(len(best.constants)), key=lambda i: -abs(best.constants[i])):
-        numbers = best.constants
-        for number in nice_numbers(numbers[i]):
-            numbers[i] = number
-            trial = polish(_with_constants(best.terms, numbers), x, y, frozen=frozenset(frozen | {i}))
-            trial = None if trial is None else appraise(trial, x, y)
-            if trial is not None and length(trial) <= length(best):
-                best = trial
-                frozen.add(i)
-                break
-    # the coefficients, with an offset and without
-    forms = [_snap_linear(best, x, y, intercept=True)]
-    without = polish(best.terms, x, y, frozen=frozenset(frozen), intercept=False)
+
+    def rounded(best: Solution, *, intercept: bool) -> Solution:
+        frozen: frozenset[int] = frozenset()
+        for i in sorted(range(len(best.constants)), key=lambda i: -abs(best.constants[i])):
+            numbers = best.constants
+            for number in nice_numbers(numbers[i]):
+                numbers[i] = number
+                trial = fitted(_with_constants(best.terms, numbers), frozen | {i}, intercept=intercept)
+                if trial is not None and length(trial) <= length(best):
+                    best, frozen = trial, frozen | {i}
+                    break
+        return _snap_linear(best, x, y, intercept=intercept)
+
+    forms = [rounded(best, intercept=True)]
+    without = fitted(best.terms, intercept=False)
     if without is not None:
-        forms.append(_snap_linear(appraise(without, x, y), x, y, intercept=False))
+        forms.append(rounded(without, intercept=False))
     best = min(forms, key=description_length)
     return replace(best, offset=0.0) if abs(best.offset) < 1e-13 * float(np.max(np.abs(y))) else best  # rounding, not an offset
 

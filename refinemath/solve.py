@@ -215,11 +215,11 @@ def _monic(expression: sympy.Expr) -> sympy.Expr:
     """(c f + d)^k with numbers c, d and k becomes c^k (f + d/c)^k: a factor in front instead of a number inside."""
 
     def pulled_out(power: sympy.Pow) -> sympy.Expr:
-        moving = [a for a in power.base.args if a.free_symbols]
-        factor = moving[0].as_coeff_Mul()[0] if len(moving) == 1 else sympy.S.One
-        if not (factor > 0 or power.exp.is_integer):
+        number, rest = power.base.as_coeff_Add()
+        factor, f = rest.as_coeff_Mul()
+        if f.is_Add or not (factor > 0 or power.exp.is_integer):
             return power
-        return factor**power.exp * sympy.Add(*(a / factor for a in power.base.args)) ** power.exp
+        return factor**power.exp * (f + number / factor) ** power.exp
 
     return expression.replace(lambda e: e.is_Pow and e.base.is_Add and e.exp.is_number, pulled_out)
 
@@ -260,23 +260,37 @@ def multiplied_out(solution: Solution, prepared: Prepared, *, most: int = 6) -> 
     return found if found is not None and found.fvu <= 4 * solution.fvu + 1e-18 else None
 
 
-def choose_solution(front: list[Solution], prepared: Prepared, *, most: int = 6) -> Solution | None:
+def one_fraction(solution: Solution, prepared: Prepared) -> Solution | None:
+    """g / (g + d) in place of b + a / (g + d), which is the same where a = -b d; None where the formula is not of that kind."""
+    if len(solution.terms) != 1:
+        return None
+    power = _monic(solution.terms[0].sympy()).as_coeff_Mul()[1]
+    number, g = power.base.as_coeff_Add() if power.is_Pow and power.exp.is_number and float(power.exp) == -1 else (sympy.S.Zero, power)
+    if number == 0:
+        return None
+    try:
+        return polish([parse(str(g * power))], prepared.x, prepared.y, intercept=False)
+    except FormulaError:
+        return None
+
+
+def choose_solution(front: list[Solution], prepared: Prepared, *, most: int = 8) -> Solution | None:
     """The formula of least description length among the `most` best, their numbers polished in the user's units and snapped."""
-    finished: list[Solution] = []
-    back: list[Solution] = []
+    seen: list[float] = []
+    forms: list[Solution] = []
     for solution in front[: 3 * most]:
-        if any(abs(solution.fvu - other.fvu) <= 1e-6 * solution.fvu for other in back):
+        if any(abs(solution.fvu - fvu) <= 1e-6 * fvu for fvu in seen):
             continue  # the same function in other words
         own = rescale(solution, prepared)
         if own is not None:
-            back.append(appraise(own, prepared.x, prepared.y))
+            seen.append(solution.fvu)
+            forms += [appraise(form, prepared.x, prepared.y) for form in (own, multiplied_out(own, prepared), one_fraction(own, prepared)) if form is not None]
             if own.fvu < EXACT:
                 break
-    for solution in sorted(back, key=description_length)[:most]:
-        other = multiplied_out(solution, prepared)
-        forms = [solution] if other is None else [solution, appraise(other, prepared.x, prepared.y)]
-        finished += [snap(form, prepared.x, prepared.y) for form in forms]
-        if min(form.fvu for form in finished) < EXACT:
+    finished: list[Solution] = []
+    for form in sorted(forms, key=description_length)[:most]:
+        finished.append(snap(form, prepared.x, prepared.y))
+        if finished[-1].fvu < EXACT and len(finished) >= 3:
             break
     return min(finished, key=description_length) if finished else None
 

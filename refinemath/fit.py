@@ -322,7 +322,7 @@ def appraise(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solution:
     there = stated != 0.0
     there[len(numbers) : -1] &= coefficients != 1.0  # a factor 1 is no number
     design, stated = design[:, there], stated[there]
-    if design.shape[1] >= n or not np.all(np.abs(design) <= 1e150):
+    if design.shape[1] >= n or not np.all(np.abs(design) <= 1e150) or not np.all(np.isfinite(stated)):
         return nothing
     size = np.linalg.norm(design, axis=0)
     try:
@@ -363,7 +363,7 @@ def fraction_price(v: float) -> float:
 
 def nice_numbers(v: float) -> list[float]:
     """Simple numbers near v, simplest first: integers, halves, thirds, quarters, tenths, small multiples of pi, then v with 2 to 4 digits."""
-    near = [round(v * q) / q for q in (1, 2, 3, 4, 5, 10)]
+    near = [round(v * q) / q for q in (1, 2, 3, 4, 5, 10) if abs(v) < 1e15]
     near += [round(v * q / math.pi) * math.pi / q for q in (1, 2, 3, 4) if abs(v) * q < 12.5 * math.pi]
     near += [float(f"{v:.{d}g}") for d in (2, 3, 4)]
     return [n for n in dict.fromkeys(near) if n != 0 and abs(n - v) <= 0.05 * abs(v)]

@@ -23,6 +23,7 @@ from refinemath.solve import (
     fit_double,
     latex_of,
     multiplied_out,
+    one_fraction,
     prepare,
     read_points,
     rescale,
@@ -225,6 +226,33 @@ def test_a_formula_in_scaled_x_is_given_back_in_the_users_x(text: str, scale: fl
     assert back is not None and back.fvu <= 4 * best.fvu + 1e-18
     r = y - back.formula().evaluate(X[None] * scale)
     assert np.sum(r**2) / np.sum((y - y.mean()) ** 2) == pytest.approx(back.fvu, rel=1e-6, abs=1e-18)
+
+
+@pytest.mark.parametrize(
+    ("expression", "form"),
+    [("1/(4*x**2 - 8)", "0.25/(x**2 - 2)"), ("(9*x + 3)**0.5", "3.0*(x + 1/3)**0.5"), ("sin(1/(2*x + 1))", "sin(0.5/(x + 0.5))"), ("1/(x**2 + x + 3)", None)],
+)
+def test_a_factor_stands_in_front_and_not_inside(expression: str, form: str | None) -> None:
+    x = sympy.Symbol("x", positive=True)
+    given = sympy.parse_expr(expression, {"x": x})  # a text of our own
+    found = solve_module._monic(given)
+    assert found == (given if form is None else found) and float((found - given).subs(x, 1.7)) == pytest.approx(0, abs=1e-12)
+    if form is not None:
+        assert found != given and float((found - sympy.parse_expr(form, {"x": x})).subs(x, 0.3)) == pytest.approx(0, abs=1e-12)
+        assert all(a.as_coeff_Mul()[0] == 1 for p in found.atoms(sympy.Pow) if p.base.is_Add for a in p.base.args if a.free_symbols)
+
+
+@pytest.mark.parametrize(("law", "term"), [("3*x/(x + 2)", "1/(x + 1.9)"), ("5*x**2/(x**2 - 0.04)", "1/(3*x**2 - 0.13)")])
+def test_a_fraction_with_an_offset_is_written_as_one_fraction(law: str, term: str) -> None:
+    y = parse(law).evaluate(X[None])
+    prepared = prepare(X[:, None], y)
+    solution = polish([parse(term)], X[None], y)
+    assert solution is not None and solution.offset != 0
+    found = one_fraction(solution, prepared)
+    assert found is not None and found.offset == 0 and found.fvu < 1e-20
+    assert found.coefficients[0] == pytest.approx(float(law[0]))
+    other = polish([parse("sin(x)")], X[None], y)
+    assert other is not None and one_fraction(other, prepared) is None
 
 
 # ---------------------------------------------------------------- what is right although it looks odd

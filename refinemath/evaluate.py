@@ -169,6 +169,12 @@ def null_model(model: RefineMath, seed: int = 99, per_length: int = 60_000, *, s
     return null
 
 
+def _settled(result: Result, threshold: float) -> float:
+    """Share of the thoughts that halted: their velocity is 0 from then on, or was under the threshold at the last two steps."""
+    last = result.velocity[-2:]
+    return round(float(np.mean(np.all(last < threshold, axis=0))), 4) if last.size else 1.0
+
+
 def run(
     model: RefineMath, problems: Iterable[Problem], *, threshold: float = 1e-5, time_budget: float = 8.0, seed: int = 0, show: bool = True
 ) -> list[dict[str, Any]]:
@@ -178,7 +184,8 @@ def run(
         result = model.solve(problem.x, problem.y, threshold=threshold, time_budget=time_budget, seed=seed)
         record = {
             "name": problem.name, "suite": problem.suite, "length": problem.length, "recovered": recovered(problem, result), "fvu": result.fvu,
-            "seconds": round(result.seconds, 3), "iterations": result.iterations, "converged": result.converged, "formula": str(result.sympy()),
+            "seconds": round(result.seconds, 3), "iterations": result.iterations, "converged": result.converged,
+            "settled": _settled(result, threshold), "formula": str(result.sympy()),
         }  # fmt: skip
         records.append(record)
         if show:
@@ -198,6 +205,7 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
         "recovered": sum(r["recovered"] for r in records),
         "share": round(sum(r["recovered"] for r in records) / max(len(records), 1), 4),
         "converged": round(float(np.mean([r["converged"] for r in records])), 4),
+        "settled": round(float(np.mean([r["settled"] for r in records])), 4),
         "seconds_median": seconds[len(seconds) // 2] if seconds else 0.0,
         "iterations_median": float(np.median([r["iterations"] for r in records])),
         "by_length": {str(k): [sum(v), len(v)] for k, v in sorted(by_length.items())},

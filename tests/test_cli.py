@@ -137,6 +137,7 @@ def test_evaluate_writes_the_records(quick: Path, capsys: pytest.CaptureFixture)
     assert {"command", "commit", "date", "python", "jax", "hardware", "budget"} <= report.keys()
     part = report["results"]["refinemath/heldout"]
     assert part["summary"]["problems"] == len(part["records"]) == 3
+    assert all(0 <= r["settled"] <= 1 and (r["settled"] == 1) == r["converged"] for r in part["records"])
     assert {"name", "recovered", "fvu", "seconds", "iterations", "converged", "formula"} <= part["records"][0].keys()
     assert "refinemath/heldout" in capsys.readouterr().out
 

@@ -27,7 +27,7 @@ from flax import nnx
 
 from refinemath import Budget, RefineMath, Result, checkpoint
 from refinemath.data import Bank, Examples, make_bank
-from refinemath.evaluate import Problem, environment, recovered
+from refinemath.evaluate import Problem, environment, recovered, warm_up
 from refinemath.heldout import training_exclusions
 from refinemath.language import END
 from refinemath.model import Config, Model, Points
@@ -279,7 +279,7 @@ def answers(
     model: RefineMath, problems: Sequence[Problem], *, threshold: float = 1e-5, time_budget: float = 8.0, seed: int = 0
 ) -> Iterator[tuple[Problem, Result, bool]]:
     """Each problem, the answer and whether it is right by the strict rule; everything is compiled before the first."""
-    model.solve(problems[0].x, problems[0].y, time_budget=0.01)
+    warm_up(model, problems)
     for problem in problems:
         result = model.solve(problem.x, problem.y, threshold=threshold, time_budget=time_budget, seed=seed)
         yield problem, result, recovered(problem, result)

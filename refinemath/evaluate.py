@@ -12,7 +12,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -169,6 +169,12 @@ def null_model(model: RefineMath, seed: int = 99, per_length: int = 60_000, *, s
     return null
 
 
+def warm_up(model: RefineMath, problems: Sequence[Problem]) -> None:
+    """Compile outside the clock: the search for few points and the one for many, as the problems need them."""
+    for problem in {len(p.y) <= POINTS // 2: p for p in problems}.values():
+        model.solve(problem.x, problem.y, time_budget=0.01)
+
+
 def _settled(result: Result, threshold: float) -> float:
     """Share of the thoughts that halted: their velocity is 0 from then on, or was under the threshold at the last two steps."""
     last = result.velocity[-2:]
@@ -242,8 +248,7 @@ def evaluate(
         runner = null_model(model) if system == "null" else _variant(model, system)
         for part in parts:
             problems = sets[part]()
-            for problem in {len(p.y) <= POINTS // 2: p for p in problems}.values():  # compile outside the clock, once for few points and once for many
-                runner.solve(problem.x, problem.y, time_budget=0.1)
+            warm_up(runner, problems)
             records = run(runner, problems, time_budget=time_budget)
             report["results"][f"{system}/{part}"] = {"origin": origin, "summary": summary(records), "records": records}
             print(f"{system}/{part}: {report['results'][f'{system}/{part}']['summary']}", flush=True)

@@ -352,7 +352,7 @@ def heavy_tailed(residual: np.ndarray, freedom: float = 4.0, rounds: int = 20) -
 
 
 def fraction_price(v: float) -> float:
-    """Nats to state v as p/q, log((1 + |p|) q), or as that times pi; infinite where v is neither with a q of at most 1000, or 12 beside pi."""
+    """Nats to state v as p/q, log(2 (1 + |p|) q), or as that times pi; infinite where v is neither with a q of at most 1000, or 12 beside pi."""
     price = math.inf
     for unit, most, extra in ((1.0, 1000, 0.0), (math.pi, 12, float(TOKEN_PRICE[1]))):
         fraction = Fraction(v / unit).limit_denominator(most)

@@ -147,6 +147,42 @@ def cost_of(tokens: Int[Array, "batch slots"], fvu: Float[Array, " batch"], poin
     return price + 0.5 * points * jnp.log(jnp.where(jnp.isfinite(fvu), fvu, jnp.inf) + 1e-13)
 
 
+def cheapest_of_each(name: Int[Array, "... formulas"], cost: Float[Array, "... formulas"]) -> tuple[Array, Array]:
+    """The order by name, then cost, and the costs in that order: infinite for all but the cheapest of each name.  Along the last axis."""
+    order = jnp.lexsort((cost, name), axis=-1)
+    names = jnp.take_along_axis(name, order, axis=-1)
+    repeated = jnp.concatenate([jnp.zeros_like(names[..., :1], bool), names[..., 1:] == names[..., :-1]], axis=-1)
+    return order, jnp.where(repeated, jnp.inf, jnp.take_along_axis(cost, order, axis=-1))
+
+
+Piece = tuple[Array, Array, Array]  # tokens and values, each (formulas, anything), and how many of the first of them count: (formulas,)
+
+
+def sign(token: Int[Array, " formulas"], value: Array | None = None) -> Piece:
+    """One token for each formula."""
+    return token[:, None], jnp.zeros((*token.shape, 1)) if value is None else value[:, None], jnp.ones_like(token)
+
+
+def spelled(slots: int, *pieces: Piece) -> tuple[Int[Array, "formulas slots"], Float[Array, "formulas slots"]]:
+    """Formulas that hold the pieces one after the other; what goes beyond the slots is cut off."""
+    place = jnp.arange(slots, dtype=jnp.int32)[None]
+    end = jnp.zeros_like(pieces[0][2])[:, None]
+    tokens, values = jnp.full((len(end), slots), END, jnp.int32), jnp.zeros((len(end), slots), jnp.float32)
+    for own, numbers, length in pieces:
+        start, end = end, end + length[:, None]
+        at = jnp.clip(place - start, 0, own.shape[1] - 1)
+        inside = (place >= start) & (place < end)
+        tokens = jnp.where(inside, jnp.take_along_axis(own, at, axis=1), tokens)
+        values = jnp.where(inside, jnp.take_along_axis(numbers, at, axis=1), values)
+    return tokens, values
+
+
+def or_x(good: Array, tokens: Int[Array, "formulas slots"], values: Float[Array, "formulas slots"]) -> tuple[Array, Array]:
+    """The formulas that are good (formulas,), and x in place of the others."""
+    x = jnp.zeros_like(tokens).at[:, 0].set(1)
+    return jnp.where(good[:, None], tokens, x), jnp.where(good[:, None], values, 0.0)
+
+
 def merge(pool: Pool, new: Pool) -> Pool:
     """The pool with new formulas put in, in any order.
 
@@ -154,17 +190,14 @@ def merge(pool: Pool, new: Pool) -> Pool:
     """
     keep = pool.fvu.shape[0]
     everything = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), pool, new)
-    name = skeleton_hash(everything.tokens)
-    order = jnp.lexsort((everything.cost, name))
-    repeated = jnp.concatenate([jnp.zeros(1, bool), name[order][1:] == name[order][:-1]])
-    cost = jnp.where(repeated, jnp.inf, everything.cost[order])
+    order, cost = cheapest_of_each(skeleton_hash(everything.tokens), everything.cost)
     # the same function in other words leaves the same residual; of such formulas the cheapest stays
     level = jnp.round(jnp.log(jnp.maximum(everything.fvu[order], 1e-14)) * 1e4)
     by_level = jnp.lexsort((cost, level))
     cost = cost.at[by_level[1:]].set(jnp.where(level[by_level[1:]] == level[by_level[:-1]], jnp.inf, cost[by_level[1:]]))
     length = jnp.sum(everything.tokens[order] != END, axis=1, dtype=jnp.int32)
     by_length = jnp.lexsort((cost, length))
-    leads = jnp.zeros_like(repeated).at[by_length].set(length[by_length] != jnp.roll(length[by_length], 2))
+    leads = jnp.zeros(len(cost), bool).at[by_length].set(length[by_length] != jnp.roll(length[by_length], 2))
     best = jax.lax.top_k(-jnp.where(leads & jnp.isfinite(cost), cost - 1e6, cost), keep)[1]
     best = best[jnp.argsort(cost[best])]
     return jax.tree.map(lambda a: a[order[best]], everything)._replace(cost=cost[best])
@@ -174,10 +207,7 @@ def most_promising(candidates: Candidate, groups: int, most: int, points: Array)
     """Indices of the `most` best formulas with different skeletons in each of `groups` equal groups."""
     cost = cost_of(candidates.tokens, candidates.fvu, points).reshape(groups, -1)
     name = skeleton_hash(candidates.tokens).reshape(groups, -1)
-    order = jnp.lexsort((cost, name), axis=1)
-    names = jnp.take_along_axis(name, order, axis=1)
-    repeated = jnp.concatenate([jnp.zeros((groups, 1), bool), names[:, 1:] == names[:, :-1]], axis=1)
-    ranked = jnp.where(repeated, jnp.inf, jnp.take_along_axis(cost, order, axis=1))
+    order, ranked = cheapest_of_each(name, cost)
     top = jnp.take_along_axis(order, jax.lax.top_k(-ranked, most)[1], axis=1)
     return (top + jnp.arange(groups)[:, None] * cost.shape[1]).reshape(-1)
 
@@ -293,12 +323,9 @@ def with_constants(library: Library, points: Points, most: int) -> Int[Array, " 
     """The best entry of each skeleton that holds a constant, the best skeletons first; entry 0 where there are no more."""
     target = centre(points.y, points.mask)[0][0]
     gain = jnp.where(is_constant(library.tokens).any(axis=1), (library.unit @ target) ** 2 / jnp.maximum(jnp.sum(target**2), 1e-30), -1.0)
-    name = skeleton_hash(library.tokens)
-    order = jnp.lexsort((-gain, name))
-    leads = jnp.concatenate([jnp.ones(1, bool), name[order][1:] != name[order][:-1]])
-    gain = jnp.where(leads, gain[order], -1.0)
-    best = jax.lax.top_k(gain, min(most, len(order)))[1]
-    rows = jnp.where(gain[best] >= 0, order[best], 0)
+    order, loss = cheapest_of_each(skeleton_hash(library.tokens), -gain)
+    best = jax.lax.top_k(-loss, min(most, len(order)))[1]
+    rows = jnp.where(loss[best] <= 0, order[best], 0)
     return jnp.pad(rows, (0, most - len(rows)))
 
 
@@ -318,18 +345,11 @@ def extend(pool: Pool, library: Library, points: Points, most: int, choices: int
     part = gain.shape[1] // choices
     best = jnp.argmax(gain[:, : part * choices].reshape(most, choices, part), axis=-1).astype(jnp.int32) + part * jnp.arange(choices, dtype=jnp.int32)
     useful = jnp.take_along_axis(gain, best, axis=1) > 0
-    m = entry_length[best][..., None]
-    place = jnp.arange(slots, dtype=jnp.int32)[None, None]
-
-    def join(first: Array, second: Array, head: int | float) -> Array:
-        """`head`, then the entry, then the formula."""
-        entry = jnp.take_along_axis(first[best], jnp.clip(place - 1, 0, slots - 1), axis=2)
-        own = jnp.broadcast_to(second[:, None], entry.shape)
-        rest = jnp.take_along_axis(own, jnp.clip(place - 1 - m, 0, slots - 1), axis=2)
-        joined = jnp.where(place == 0, jnp.asarray(head, first.dtype), jnp.where(place <= m, entry, rest))
-        return jnp.where(useful[..., None], joined, own).reshape(-1, slots)
-
-    return join(library.tokens, tokens, OPERATOR_TOKEN["add"]), join(library.values, values, 0.0)
+    best, useful = best.reshape(-1), useful.reshape(-1).astype(jnp.int32)
+    tokens, values, length = (jnp.repeat(a, choices, axis=0) for a in (tokens, values, length))
+    plus, plus_value, _ = sign(jnp.full_like(best, OPERATOR_TOKEN["add"]))
+    term = library.tokens[best], library.values[best], useful * entry_length[best]
+    return spelled(slots, (plus, plus_value, useful), term, (tokens, values, length))
 
 
 class Parts(NamedTuple):
@@ -428,20 +448,11 @@ def couple(parts: Parts, library: Library, points: Points, most: int) -> tuple[I
     (cost, partner), _ = jax.lax.scan(block, start, jax.tree.map(lambda a: a.reshape(-1, BLOCK, *a.shape[1:]), entries))
     part = jax.lax.top_k(-cost, min(most, cost.shape[1]))[1]
     entry = jnp.take_along_axis(partner, part, axis=1).reshape(-1)
-    head = jnp.repeat(jnp.asarray([OPERATOR_TOKEN[kind] for kind in ("add", "mul", "div")], jnp.int32), part.shape[1])[:, None]
+    head = jnp.repeat(jnp.asarray([OPERATOR_TOKEN[kind] for kind in ("add", "mul", "div")], jnp.int32), part.shape[1])
     part = part.reshape(-1)
-    place = jnp.arange(slots, dtype=jnp.int32)[None]
-    m, n = entry_size[entry][:, None], size[part][:, None]
-
-    def written(first: Array, second: Array, head: Array | float) -> Array:
-        """The head, the entry, the part."""
-        left = jnp.take_along_axis(first[entry], jnp.clip(place - 1, 0, slots - 1), axis=1)
-        right = jnp.take_along_axis(second[part], jnp.clip(place - 1 - m, 0, slots - 1), axis=1)
-        return jnp.where(place == 0, head, jnp.where(place <= m, left, jnp.where(place <= m + n, right, 0)))
-
-    short = (m + n < slots) & (n > 0)  # where no pair fits, the formula is x
-    tokens = jnp.where(short, written(library.tokens, parts.tokens, head), jnp.where(place == 0, 1, END))
-    return tokens, jnp.where(short, written(library.values, parts.values, 0.0), 0.0)
+    m, n = entry_size[entry], size[part]
+    pairs = spelled(slots, sign(head), (library.tokens[entry], library.values[entry], m), (parts.tokens[part], parts.values[part], n))
+    return or_x((m + n < slots) & (n > 0), *pairs)  # where no pair fits, the formula is x
 
 
 def ratios(library: Library, points: Points, most: int) -> tuple[Int[Array, "most slots"], Float[Array, "most slots"]]:
@@ -487,24 +498,17 @@ def ratios(library: Library, points: Points, most: int) -> tuple[Int[Array, "mos
     cost, entry, d = cost.reshape(-1), entry.reshape(-1), d.reshape(-1)
     numerator = jnp.repeat(jnp.arange(first + 1, dtype=jnp.int32), each)
     word = name[entry] * jnp.int32(16777619) + jnp.concatenate([jnp.zeros(1, jnp.int32), name[:first]])[numerator]
-    order = jnp.lexsort((cost, word))
-    repeated = jnp.concatenate([jnp.zeros(1, bool), word[order][1:] == word[order][:-1]])
-    least, rank = jax.lax.top_k(-jnp.where(repeated, jnp.inf, cost[order]), most)
+    order, cost = cheapest_of_each(word, cost)
+    least, rank = jax.lax.top_k(-cost, most)
     best = order[rank]
-    entry, numerator, d, good = entry[best], numerator[best], d[best], jnp.isfinite(least)[:, None]
-    place = jnp.arange(slots, dtype=jnp.int32)[None]
-    m, k = length[numerator][:, None], size[entry][:, None]
-    head = jnp.where(m == 0, OPERATOR_TOKEN["inv"], OPERATOR_TOKEN["div"])
-
-    def written(array: Array, head: Array | float, plus: int | float, free: Array) -> Array:
-        """The head, the numerator, a plus, the entry, the free number."""
-        f = jnp.take_along_axis(array[jnp.maximum(numerator - 1, 0)], jnp.clip(place - 1, 0, slots - 1), axis=1)
-        under = jnp.take_along_axis(array[entry], jnp.clip(place - m - 2, 0, slots - 1), axis=1)
-        rest = jnp.where(place < m + 2 + k, under, jnp.where(place == m + 2 + k, free[:, None], 0))
-        return jnp.where(place == 0, head, jnp.where(place <= m, f, jnp.where(place == m + 1, plus, rest)))
-
-    tokens = jnp.where(good, written(library.tokens, head, OPERATOR_TOKEN["add"], nearest_constant(d)), jnp.where(place == 0, 1, END))
-    return tokens, jnp.where(good, written(library.values, 0.0, 0.0, d), 0.0)
+    entry, numerator, d = entry[best], numerator[best], d[best]
+    head = jnp.where(numerator == 0, OPERATOR_TOKEN["inv"], OPERATOR_TOKEN["div"])
+    above = jnp.maximum(numerator - 1, 0)
+    quotients = spelled(
+        slots, sign(head), (library.tokens[above], library.values[above], length[numerator]), sign(jnp.full_like(entry, OPERATOR_TOKEN["add"])),
+        (library.tokens[entry], library.values[entry], size[entry]), sign(nearest_constant(d), d),
+    )  # fmt: skip
+    return or_x(jnp.isfinite(least), *quotients)
 
 
 def from_prior(key: Array, prior: Int[Array, "formulas slots"], count: int) -> Int[Array, "count slots"]:

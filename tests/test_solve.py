@@ -236,8 +236,10 @@ def test_a_factor_stands_in_front_and_not_inside(expression: str, form: str | No
     x = sympy.Symbol("x", positive=True)
     given = sympy.parse_expr(expression, {"x": x})  # a text of our own
     found = solve_module._monic(given)
-    assert found == (given if form is None else found) and float((found - given).subs(x, 1.7)) == pytest.approx(0, abs=1e-12)
-    if form is not None:
+    assert float((found - given).subs(x, 1.7)) == pytest.approx(0, abs=1e-12)
+    if form is None:
+        assert found == given
+    else:
         assert found != given and float((found - sympy.parse_expr(form, {"x": x})).subs(x, 0.3)) == pytest.approx(0, abs=1e-12)
         assert all(a.as_coeff_Mul()[0] == 1 for p in found.atoms(sympy.Pow) if p.base.is_Add for a in p.base.args if a.free_symbols)
 

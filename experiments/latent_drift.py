@@ -3,6 +3,9 @@
 The latent alone: no candidate is fed back, so nothing but Z moves.  For every stabiliser (and for RMSNorm with a Gram penalty on the slots in training) a
 small model is trained for four steps a problem, once with the points read at every step and once with the points read at the first step alone.  Then each
 runs 64 steps on held-out formulas.  The shipped weights follow, with their own feedback and every stabiliser put in their place.
+
+Whether the latent still says the right thing is asked in two ways: `recovered`, whether one of the formulas drawn from the thoughts of a held-out plot
+explains it, and `loss`, the cross-entropy of the true tokens on plots drawn anew from the training formulas, a number that moves before any recovery does.
 """
 
 from __future__ import annotations
@@ -90,8 +93,8 @@ def watch(params: Any, graph: Any, points: Points, key: Array, *, steps: int, in
         cosine = jnp.abs(gram) / (size[:, :, None] * size[:, None])
         share = jnp.maximum(jnp.linalg.eigvalsh(gram), 1e-12)
         share = share / jnp.sum(share, axis=1, keepdims=True)
-        tokens = grammar.best(model.refiner.logits(new))
         if feedback:
+            tokens = grammar.best(model.refiner.logits(new))
             own = execute(tokens, jnp.asarray(TOKEN_VALUE)[tokens], points)
             candidate = choose(own.fvu < candidate.fvu, own, candidate)
         slots = z.shape[1]
@@ -100,11 +103,18 @@ def watch(params: Any, graph: Any, points: Points, key: Array, *, steps: int, in
             "rank": jnp.exp(-jnp.sum(share * jnp.log(share), axis=1)),
             "cosine": (jnp.sum(cosine, axis=(1, 2)) - slots) / (slots * (slots - 1)),
             "gain": jnp.linalg.norm(twin - new, axis=(1, 2)) / jnp.linalg.norm(nudge, axis=(1, 2)),
-            "tokens": tokens,
+            "logits": model.refiner.logits(new),
         }
         return (new, twin, candidate), out
 
     return jax.lax.scan(step, (start, start + nudge, no_candidate(points, start.shape[1])), jnp.arange(steps))[1]
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def drawn_and_explained(key: Array, logits: Array, points: Points, count: int) -> Array:
+    """For every row of logits, whether the best or one of `count` sampled formulas explains its plot."""
+    tokens = jnp.concatenate([grammar.best(logits)[:, None], grammar.sample(key, logits, count)], axis=1)
+    return jnp.any(jax.lax.map(lambda one: explained(one, points), jnp.swapaxes(tokens, 0, 1)), axis=0)
 
 
 @jax.jit
@@ -113,19 +123,24 @@ def explained(tokens: Array, points: Points) -> Array:
     return levenberg_marquardt(tokens, jnp.asarray(TOKEN_VALUE)[tokens], points.x, points.y, points.mask, steps=10).fvu < EXPLAINED
 
 
-def measure(params: Any, graph: Any, options: argparse.Namespace, *, injected: bool, feedback: bool, seed: int) -> dict[str, Any]:
-    """Everything about one model on the held-out slice, at 1, 2, 4, ... steps."""
+def measure(params: Any, graph: Any, options: argparse.Namespace, bank: Bank, *, injected: bool, feedback: bool, seed: int) -> dict[str, Any]:
+    """Everything about one model on the held-out slice and on plots drawn anew from the bank, at 1, 2, 4, ... steps."""
     problems = heldout_problems(harness.DATA / "heldout.csv", every=options.every)
     points = jax.tree.map(lambda a: jnp.repeat(a, options.thoughts, axis=0), harness.stack(problems))
-    seen = watch(params, graph, points, jax.random.key(seed), steps=options.most, injected=injected, feedback=feedback)
+    run = functools.partial(watch, params, graph, steps=options.most, injected=injected, feedback=feedback)
+    seen = run(points, jax.random.key(seed))
     at = [2**k for k in range(options.most.bit_length())]
     out: dict[str, Any] = {"steps": at}
     for name in ("velocity", "rank", "cosine", "gain"):
         each = np.asarray(seen[name]).reshape(options.most, len(problems), options.thoughts).mean(2)
         out[name] = [harness.interval(each[t - 1], np.median if name in ("velocity", "gain") else np.mean, count=500) for t in at]
-    right = [np.asarray(explained(seen["tokens"][t - 1], points)).reshape(len(problems), -1).any(1) for t in at]
+    right = [drawn_and_explained(jax.random.key(seed), seen["logits"][t - 1], points, options.samples) for t in at]
+    right = [np.asarray(r).reshape(len(problems), -1).any(1) for r in right]
     out["recovered"] = [harness.interval(r) for r in right]
     out["recovered_each"] = np.array(right).astype(int)
+    e = draw_examples(jax.random.key(10_000), bank, options.fresh, weights=length_weights(bank), probes=harness.exclusions()[1])
+    logits = run(Points(e.x, e.y, e.mask), jax.random.key(seed + 1))["logits"]
+    out["loss"] = [float(harness.cross_entropy(logits[t - 1], e)) for t in at]
     return out
 
 
@@ -154,7 +169,7 @@ def one_case(options: argparse.Namespace, kind: str, injected: bool, seed: int) 
     params, graph = harness.parts_of(config, seed=seed)
     loss = loss_of(graph, bank, harness.exclusions()[1], recipe, injected, 1.0 if kind == "gram" else 0.0)
     params, log = harness.fit(loss, params, recipe, seconds=options.seconds, steps=3 if options.quick else None)
-    watched = measure(params, graph, options, injected=injected, feedback=False, seed=seed)
+    watched = measure(params, graph, options, bank, injected=injected, feedback=False, seed=seed)
     record = {"stabiliser": kind, "injected": injected, "seed": seed, "commit": environment("")["commit"], "training": log}
     return {**record, "ms": milliseconds(params, graph), **watched}
 
@@ -163,7 +178,8 @@ def shipped_case(options: argparse.Namespace, kind: str, injected: bool) -> dict
     """The shipped weights with another stabiliser in place of the one they were trained with."""
     params, _, config = harness.shipped()
     graph, _ = nnx.split(nnx.eval_shape(lambda: Model(replace(config, stabiliser=kind), rngs=nnx.Rngs(0))))
-    watched = measure(params, graph, options, injected=injected, feedback=injected, seed=0)
+    bank = harness.training_bank(options.work, options.bank)
+    watched = measure(params, graph, options, bank, injected=injected, feedback=injected, seed=0)
     return {"stabiliser": kind, "trained_with": config.stabiliser, "injected": injected, "ms": milliseconds(params, graph), **watched}
 
 
@@ -180,11 +196,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--latent-dim", type=int, default=256)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--seconds", type=float, default=240.0, help="training time of a model, in seconds of one core")
+    parser.add_argument("--seconds", type=float, default=120.0, help="training time of a model, in seconds of one core")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--unroll", type=int, default=4, help="steps trained")
     parser.add_argument("--most", type=int, default=64, help="steps run")
     parser.add_argument("--thoughts", type=int, default=4)
+    parser.add_argument("--samples", type=int, default=32, help="formulas drawn from a thought, beside its best")
+    parser.add_argument("--fresh", type=int, default=512, help="plots drawn anew for the loss")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--bank", type=int, default=20_000)
@@ -193,6 +211,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     options = parser.parse_args(arguments)
     if options.quick:
         options.batch, options.bank, options.seeds, options.every, options.most, options.kinds, options.thoughts = 8, 40, 1, 100, 8, ["polar"], 2
+        options.samples, options.fresh = 2, 8
     if options.only:
         harness.one_core(options.core)
         harness.keep_compiled(options.work / "compiled")
@@ -210,16 +229,18 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     else:
         harness.training_bank(options.work, options.bank)
         passed = ["--no-shipped"] if options.no_shipped else []
-        for name in ("width", "latent_dim", "batch", "seconds", "unroll", "most", "thoughts", "bank", "every"):
+        for name in ("width", "latent_dim", "batch", "seconds", "unroll", "most", "thoughts", "samples", "fresh", "bank", "every"):
             passed += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
         harness.in_children("latent_drift", tasks, options.jobs, options.work, passed)
     cases = [harness.load_task(options.work, name) for name in tasks]
     for case in cases:
         recovered = " ".join(f"{r['value']:.2f}" for r in case["recovered"])
+        losses = " ".join(f"{value:.2f}" for value in case["loss"])
         last = {name: case[name][-1]["value"] for name in ("rank", "cosine", "velocity", "gain")}
         who = "shipped" if "trained_with" in case else f"seed {case['seed']}"
         label = f"{case['stabiliser']:5s} points {'at every step' if case['injected'] else 'once'}, {who}"
-        print(f"{label}: recovered {recovered}; at {case['steps'][-1]} steps " + ", ".join(f"{k} {v:.2g}" for k, v in last.items()) + f"; {case['ms']:.1f} ms")
+        end = ", ".join(f"{name} {value:.2g}" for name, value in last.items())
+        print(f"{label}: recovered {recovered}; loss {losses}; at {case['steps'][-1]} steps {end}; {case['ms']:.1f} ms")
     trained = [c for c in cases if "trained_with" not in c]
     return harness.write("latent_drift", options, {"table": table(trained), "cases": cases}, began)
 
@@ -233,6 +254,7 @@ def table(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
         rows.append({
             "stabiliser": kind, "injected": injected, "seeds": len(mine), "ms": float(np.median([c["ms"] for c in mine])), "steps": mine[0]["steps"],
             "recovered": [harness.interval(e) for e in each],
+            "loss": np.mean([c["loss"] for c in mine], axis=0),
             **{n: [float(np.mean([c[n][i]["value"] for c in mine])) for i in range(len(each))] for n in ("rank", "cosine", "velocity", "gain")},
         })  # fmt: skip
     return rows

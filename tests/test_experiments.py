@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import flops, growth, halting, harness, ours, scan_fuses, stabiliser, systems
+from experiments import flops, growth, halting, harness, latent_drift, ours, scan_fuses, stabiliser, systems
 from experiments.baselines import INNER, TRM, Tokens, from_gplearn, legal, token_samples
 from refinemath import grammar, parse
 from refinemath.evaluate import heldout_problems, recovered
-from refinemath.language import END, VOCABULARY_SIZE, Formula
+from refinemath.language import END, VOCABULARY_SIZE, Formula, encode
 from refinemath.model import Points, no_candidate
 
 CONFIG = replace(harness.TINY, latent_dim=64, width=32)
@@ -150,6 +150,23 @@ def test_decoders_agree_where_they_must() -> None:
     sure = 50 * jax.nn.one_hot(best, VOCABULARY_SIZE)  # where the slots agree on a formula all read the same
     assert jnp.array_equal(ours.masked_greedy(sure), best) and jnp.array_equal(ours.argmax(sure), best)
     assert not bool(ours.is_legal(jnp.full((1, 16), 1))[0]) and not bool(ours.is_legal(jnp.full((1, 16), END))[0])
+
+
+def test_a_latent_that_says_the_formula_explains_its_plot(plot: Points) -> None:
+    """Logits that are sure of the truth, or of something else."""
+    tokens, _ = encode([parse("sin(3*x)"), parse("exp(x)"), parse("cos(x)")])
+    sure = 50.0 * jax.nn.one_hot(jnp.asarray(tokens), VOCABULARY_SIZE)
+    three = jax.tree.map(lambda a: jnp.repeat(a, 3, axis=0), plot)
+    assert latent_drift.drawn_and_explained(jax.random.key(0), sure, three, 4).tolist() == [True, False, False]
+    # seldom the likeliest, often enough among many draws
+    half = jnp.log(0.7 * jax.nn.one_hot(jnp.asarray(tokens[2:]), VOCABULARY_SIZE) + 0.3 * jax.nn.one_hot(jnp.asarray(tokens[:1]), VOCABULARY_SIZE) + 1e-9)
+    assert [bool(latent_drift.drawn_and_explained(jax.random.key(0), half, plot, n)[0]) for n in (1, 300)] == [False, True]
+
+
+def test_gram_penalty_is_zero_for_orthonormal_slots() -> None:
+    z = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (2, 32, 4)))[0].swapaxes(1, 2)
+    assert float(latent_drift.gram_penalty(z)) < 1e-12
+    assert float(latent_drift.gram_penalty(2 * z)) == pytest.approx(9 / 4)  # (4 - 1) squared on the diagonal, a quarter of all entries
 
 
 def test_gplearn_programs_keep_their_meaning() -> None:

@@ -1,8 +1,9 @@
-"""Does Newton-Schulz at inference prevent latent drift?  Stabiliser x input re-injected or not x 1 to 64 steps.
+"""Does Newton-Schulz at inference prevent latent drift?  Stabiliser x what else could hold the latent x 1 to 64 steps.
 
 The latent alone: no candidate is fed back, so nothing but Z moves.  For every stabiliser (and for RMSNorm with a Gram penalty on the slots in training) a
-small model is trained for four steps a problem, once with the points read at every step and once with the points read at the first step alone.  Then each
-runs 64 steps on held-out formulas.  The shipped weights follow, with their own feedback and every stabiliser put in their place.
+small model is trained for four steps a problem under three conditions: `each`, the points are read at every step; `once`, at the first step alone; `free`, at
+every step but without the anchor, so that the seed enters at the start only.  Then each runs 64 steps on held-out formulas.  The shipped weights follow
+(`--shipped`), with their own feedback and every stabiliser put in their place.
 
 Whether the latent still says the right thing is asked in two ways: `recovered`, whether one of the formulas drawn from the thoughts of a held-out plot
 explains it, and `loss`, the cross-entropy of the true tokens on plots drawn anew from the training formulas, a number that moves before any recovery does.
@@ -15,6 +16,7 @@ import functools
 import time
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +31,11 @@ from refinemath.data import Bank, draw_examples, length_weights
 from refinemath.evaluate import environment, heldout_problems
 from refinemath.fit import levenberg_marquardt
 from refinemath.language import TOKEN_VALUE
-from refinemath.model import STABILISERS, Config, Encoded, Model, Points, choose, execute, no_candidate
+from refinemath.model import ANCHOR, STABILISERS, Config, Encoded, Model, Points, choose, execute, no_candidate
 from refinemath.train import Recipe
 
 KINDS = (*STABILISERS, "gram")
+CONDITIONS = {"each": "points at every step", "once": "points at the first step", "free": "points at every step, no anchor"}
 EXPLAINED = 1e-9  # FVU in float32 with fitted constants under which a decoded formula counts as right
 NUDGE = 1e-3  # relative size of the disturbance whose growth is measured
 
@@ -160,8 +163,9 @@ def milliseconds(params: Any, graph: Any, thoughts: int = 32) -> float:
     return 1000 * harness.clock(lambda: step(params, z, encoded), repeats=9)
 
 
-def one_case(options: argparse.Namespace, kind: str, injected: bool, seed: int) -> dict[str, Any]:
+def one_case(options: argparse.Namespace, kind: str, condition: str, seed: int) -> dict[str, Any]:
     """Train one small model and watch it."""
+    injected = condition != "once"
     base = harness.TINY if options.quick else Config(latent_dim=options.latent_dim, width=options.width)
     config = replace(base, stabiliser="rms" if kind == "gram" else kind)
     recipe = Recipe(batch=options.batch, warmup=1 if options.quick else 200, unroll=options.unroll, seed=seed)
@@ -170,23 +174,26 @@ def one_case(options: argparse.Namespace, kind: str, injected: bool, seed: int) 
     loss = loss_of(graph, bank, harness.exclusions()[1], recipe, injected, 1.0 if kind == "gram" else 0.0)
     params, log = harness.fit(loss, params, recipe, seconds=options.seconds, steps=3 if options.quick else None)
     watched = measure(params, graph, options, bank, injected=injected, feedback=False, seed=seed)
-    record = {"stabiliser": kind, "injected": injected, "seed": seed, "commit": environment("")["commit"], "training": log}
+    record = {"stabiliser": kind, "condition": condition, "seed": seed, "commit": environment("")["commit"], "training": log}
     return {**record, "ms": milliseconds(params, graph), **watched}
 
 
-def shipped_case(options: argparse.Namespace, kind: str, injected: bool) -> dict[str, Any]:
+def shipped_case(options: argparse.Namespace, kind: str, condition: str) -> dict[str, Any]:
     """The shipped weights with another stabiliser in place of the one they were trained with."""
+    injected = condition != "once"
     params, _, config = harness.shipped()
     graph, _ = nnx.split(nnx.eval_shape(lambda: Model(replace(config, stabiliser=kind), rngs=nnx.Rngs(0))))
     bank = harness.training_bank(options.work, options.bank)
     watched = measure(params, graph, options, bank, injected=injected, feedback=injected, seed=0)
-    return {"stabiliser": kind, "trained_with": config.stabiliser, "injected": injected, "ms": milliseconds(params, graph), **watched}
+    return {"stabiliser": kind, "trained_with": config.stabiliser, "condition": condition, "ms": milliseconds(params, graph), **watched}
 
 
 def task(options: argparse.Namespace, name: str) -> None:
-    """`polar:1:0` (stabiliser, injected, seed) or `shipped:polar:1`."""
+    """`polar:free:0` (stabiliser, condition, seed) or `shipped:polar:each`."""
     first, second, third = name.split(":")
-    record = shipped_case(options, second, third == "1") if first == "shipped" else one_case(options, first, second == "1", int(third))
+    condition = third if first == "shipped" else second
+    with mock.patch("refinemath.model.ANCHOR", 0.0 if condition == "free" else ANCHOR):
+        record = shipped_case(options, second, third) if first == "shipped" else one_case(options, first, second, int(third))
     harness.save_task(options.work, name, record)
 
 
@@ -207,7 +214,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--bank", type=int, default=20_000)
     parser.add_argument("--every", type=int, default=4, help="each N-th held-out formula")
-    parser.add_argument("--no-shipped", action="store_true", help="leave the shipped weights out")
+    parser.add_argument("--shipped", action="store_true", help="the shipped weights as well")
     options = parser.parse_args(arguments)
     if options.quick:
         options.batch, options.bank, options.seeds, options.every, options.most, options.kinds, options.thoughts = 8, 40, 1, 100, 8, ["polar"], 2
@@ -219,16 +226,16 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
         return None
     began = time.perf_counter()
     options.work = harness.folder(options, "latent_drift")
-    tasks = [f"{kind}:{injected}:{seed}" for seed in range(options.seeds) for kind in options.kinds for injected in (1, 0)]
-    if not options.no_shipped:
-        tasks += [f"shipped:{kind}:{injected}" for kind in options.kinds if kind != "gram" for injected in (1, 0)]
+    tasks = [f"{kind}:{condition}:{seed}" for seed in range(options.seeds) for kind in options.kinds for condition in CONDITIONS]
+    if options.shipped:
+        tasks += [f"shipped:{kind}:{condition}" for kind in options.kinds if kind != "gram" for condition in CONDITIONS]
     if options.quick:
         tasks = tasks[:1]
         for name in tasks:
             task(options, name)
     else:
         harness.training_bank(options.work, options.bank)
-        passed = ["--no-shipped"] if options.no_shipped else []
+        passed: list[str] = []
         for name in ("width", "latent_dim", "batch", "seconds", "unroll", "most", "thoughts", "samples", "fresh", "bank", "every"):
             passed += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
         harness.in_children("latent_drift", tasks, options.jobs, options.work, passed)
@@ -238,7 +245,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
         losses = " ".join(f"{value:.2f}" for value in case["loss"])
         last = {name: case[name][-1]["value"] for name in ("rank", "cosine", "velocity", "gain")}
         who = "shipped" if "trained_with" in case else f"seed {case['seed']}"
-        label = f"{case['stabiliser']:5s} points {'at every step' if case['injected'] else 'once'}, {who}"
+        label = f"{case['stabiliser']:5s} {CONDITIONS[case['condition']]}, {who}"
         end = ", ".join(f"{name} {value:.2g}" for name, value in last.items())
         print(f"{label}: recovered {recovered}; loss {losses}; at {case['steps'][-1]} steps {end}; {case['ms']:.1f} ms")
     trained = [c for c in cases if "trained_with" not in c]
@@ -246,15 +253,15 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
 
 
 def table(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each stabiliser and input: means over seeds at the step trained last and at the last step run; recovery with an interval over problems."""
+    """One row for each stabiliser and condition: means over seeds at every step recorded; recovery with an interval over problems."""
     rows = []
-    for kind, injected in dict.fromkeys((c["stabiliser"], c["injected"]) for c in cases):
-        mine = [c for c in cases if (c["stabiliser"], c["injected"]) == (kind, injected)]
+    for kind, condition in dict.fromkeys((c["stabiliser"], c["condition"]) for c in cases):
+        mine = [c for c in cases if (c["stabiliser"], c["condition"]) == (kind, condition)]
         each = np.mean([c["recovered_each"] for c in mine], axis=0)
         rows.append({
-            "stabiliser": kind, "injected": injected, "seeds": len(mine), "ms": float(np.median([c["ms"] for c in mine])), "steps": mine[0]["steps"],
+            "stabiliser": kind, "condition": condition, "seeds": len(mine), "ms": float(np.median([c["ms"] for c in mine])), "steps": mine[0]["steps"],
             "recovered": [harness.interval(e) for e in each],
-            "loss": np.mean([c["loss"] for c in mine], axis=0),
+            "loss": np.mean([c["loss"] for c in mine], axis=0), "loss_by_seed": [c["loss"] for c in mine],
             **{n: [float(np.mean([c[n][i]["value"] for c in mine])) for i in range(len(each))] for n in ("rank", "cosine", "velocity", "gain")},
         })  # fmt: skip
     return rows

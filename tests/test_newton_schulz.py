@@ -48,7 +48,8 @@ def test_scale_does_not_matter() -> None:
 def test_each_singular_value_goes_through_the_polynomials(schedule: tuple) -> None:
     s = np.array([1.0, 0.7, 0.4, 0.1, 0.02])
     out = np.linalg.svd(np.asarray(orthogonalize(jnp.asarray(with_singular_values(s)), schedule), np.float64), compute_uv=False)
-    np.testing.assert_allclose(np.sort(out), np.sort(through(schedule, s / np.linalg.norm(s))), atol=1e-4)
+    # the smallest enters as its square, 2.4e-4, which float32 sums know to about 6e-8: a part in 4,000
+    np.testing.assert_allclose(np.sort(out), np.sort(through(schedule, s / np.linalg.norm(s))), atol=3e-4)
 
 
 def test_muon_sends_one_to_seven_tenths() -> None:

@@ -96,8 +96,9 @@ def watch(params: Any, graph: Any, points: Points, key: Array, *, steps: int, in
         cosine = jnp.abs(gram) / (size[:, :, None] * size[:, None])
         share = jnp.maximum(jnp.linalg.eigvalsh(gram), 1e-12)
         share = share / jnp.sum(share, axis=1, keepdims=True)
+        logits = model.refiner.logits(new)
         if feedback:
-            tokens = grammar.best(model.refiner.logits(new))
+            tokens = grammar.best(logits)
             own = execute(tokens, jnp.asarray(TOKEN_VALUE)[tokens], points)
             candidate = choose(own.fvu < candidate.fvu, own, candidate)
         slots = z.shape[1]
@@ -106,7 +107,7 @@ def watch(params: Any, graph: Any, points: Points, key: Array, *, steps: int, in
             "rank": jnp.exp(-jnp.sum(share * jnp.log(share), axis=1)),
             "cosine": (jnp.sum(cosine, axis=(1, 2)) - slots) / (slots * (slots - 1)),
             "gain": jnp.linalg.norm(twin - new, axis=(1, 2)) / jnp.linalg.norm(nudge, axis=(1, 2)),
-            "logits": model.refiner.logits(new),
+            "logits": logits,
         }
         return (new, twin, candidate), out
 
@@ -192,6 +193,7 @@ def task(options: argparse.Namespace, name: str) -> None:
     """`polar:free:0` (stabiliser, condition, seed) or `shipped:polar:each`."""
     first, second, third = name.split(":")
     condition = third if first == "shipped" else second
+    # a task has a process of its own, so nothing that was traced with another anchor is met again
     with mock.patch("refinemath.model.ANCHOR", 0.0 if condition == "free" else ANCHOR):
         record = shipped_case(options, second, third) if first == "shipped" else one_case(options, first, second, int(third))
     harness.save_task(options.work, name, record)

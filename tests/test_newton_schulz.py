@@ -48,8 +48,9 @@ def test_scale_does_not_matter() -> None:
 def test_each_singular_value_goes_through_the_polynomials(schedule: tuple) -> None:
     s = np.array([1.0, 0.7, 0.4, 0.1, 0.02])
     out = np.linalg.svd(np.asarray(orthogonalize(jnp.asarray(with_singular_values(s)), schedule), np.float64), compute_uv=False)
-    # the smallest enters as its square, 2.4e-4, which float32 sums know to about 6e-8: a part in 4,000
-    np.testing.assert_allclose(np.sort(out), np.sort(through(schedule, s / np.linalg.norm(s))), atol=3e-4)
+    off = np.abs(np.sort(out) - np.sort(through(schedule, s / np.linalg.norm(s))))
+    # the smallest alone may be further off: it enters as its square, 2.4e-4, which float32 sums know to about 6e-8, a part in 4,000
+    assert off.max() <= 3e-4 and np.sum(off > 1e-4) <= 1
 
 
 def test_muon_sends_one_to_seven_tenths() -> None:

@@ -1,8 +1,8 @@
-"""Our own choices: execution feedback on and off, exact decoding against argmax and masked greedy, recovery against thoughts, steps and examples.
+"""Our own choices: execution feedback on and off, ways to decode, slots read on their own or one after the other, recovery against K, T and examples.
 
 Parts: `decoding` reads the same latents of the shipped model in several ways.  `thoughts` and `steps` vary K and T of the loop alone (no sweep, no edits,
-one search), beside the null model with the same numbers.  `feedback` trains two small models for equal time, with and without the candidate being shown.
-`examples` answers with given weights files (`--snapshots`), whose headers say how many examples they have seen.
+one search), beside the null model with the same numbers.  `small` trains small models for equal time: plain, without the candidate being shown, with a
+reader; and plain ones for shares of that time, which gives recovery against examples seen.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import argparse
 import functools
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,14 +22,15 @@ from jax import Array
 from experiments import harness
 from experiments.baselines import BlindModel, Variant, absent, legal
 from experiments.latent_drift import explained
-from refinemath import Budget, RefineMath, checkpoint, grammar
+from refinemath import Budget, RefineMath, grammar
+from refinemath.data import Examples, draw_examples, length_weights
 from refinemath.evaluate import environment, heldout_problems, null_model
 from refinemath.language import ARITY, END
-from refinemath.model import Config, Model, no_candidate
+from refinemath.model import Config, Model, Points, no_candidate
 from refinemath.train import Recipe
 
 LOOP = replace(Budget(), edits=0, patience=0)
-PARTS = ("decoding", "thoughts", "steps", "feedback", "examples")
+PARTS = ("decoding", "thoughts", "steps", "small")
 
 
 def recovery(model: RefineMath, options: argparse.Namespace, seed: int = 0) -> dict[str, Any]:
@@ -135,36 +135,80 @@ def sweep(options: argparse.Namespace, what: str) -> list[dict[str, Any]]:
     return rows
 
 
-# ---------------------------------------------------------------- feedback
+# ---------------------------------------------------------------- small models: feedback, reader, examples seen
 
 
-def feedback_run(options: argparse.Namespace, feedback: bool, seed: int) -> dict[str, Any]:
-    """Train with the candidate shown or hidden for equal time, then answer with the loop alone in the same way."""
+KINDS = ("reader", "blind", "plain")  # one that reads token after token; one that is not shown its candidate; as the shipped model
+SHARES = (8, 4, 2, 1)  # a plain model is also trained for these shares of the time
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def nats(params: Any, graph: Any, e: Examples, key: Array, noise: float = 0.3) -> Array:
+    """What the true formula costs from nothing: -log of the probability with which it is sampled after two steps without a candidate."""
+    model = nnx.merge(graph, params)
+    points = Points(e.x, e.y, e.mask)
+    encoded, nothing = model.encoder(points), no_candidate(points, e.tokens.shape[1])
+    z = model.refiner.start(noise * jax.random.normal(key, (*e.tokens.shape, model.refiner.seed[...].shape[1])))
+    for _ in range(2):
+        z = model.refiner(z, encoded, nothing)
+    if model.refiner.reader is not None:
+        return -jnp.sum(model.refiner.log_probability(z, e.tokens), axis=1)
+    logits = model.refiner.logits(z)
+    return grammar.backward(logits)[0, :, 1] - jnp.sum(jnp.take_along_axis(logits, e.tokens[..., None], axis=-1)[..., 0], axis=1)
+
+
+def small_run(options: argparse.Namespace, kind: str, share: int, seed: int) -> dict[str, Any]:
+    """Train a small model for a share of the time, then ask what fresh truths cost it and answer with the loop alone."""
     config = harness.TINY if options.quick else Config(latent_dim=options.latent_dim, width=options.width)
-    kind = Model if feedback else BlindModel
+    config = replace(config, reader=config.width if kind == "reader" else 0)
+    model_class = BlindModel if kind == "blind" else Model
     recipe = Recipe(batch=options.batch, seed=seed)
-    if not feedback:
+    if kind == "blind":
         recipe = replace(recipe, own_samples=1, stillness=0.0)  # nothing to execute for, no candidate to keep
-    where = options.work / f"feedback-{int(feedback)}-{seed}"
-    log = harness.train_seconds(config, recipe, where, harness.training_bank(options.work, options.bank), options.seconds, model=kind)
-    model = Variant(harness.load_parts(where / "weights.npz", config, kind), budget=LOOP, sweep=False)
-    return {"feedback": feedback, "seed": seed, "commit": environment("")["commit"], "training": log, **recovery(model, options, seed)}
+    where = options.work / f"{kind}-{share}-{seed}"
+    bank = harness.training_bank(options.work, options.bank)
+    log = harness.train_seconds(config, recipe, where, bank, options.seconds / share, model=model_class)
+    parts = harness.load_parts(where / "weights.npz", config, model_class)
+    fresh = draw_examples(jax.random.key(10_000), bank, options.fresh, weights=length_weights(bank))
+    cost = nats(parts[0], parts[1], fresh, jax.random.key(10_001))
+    problem = {"nats": np.asarray(cost)[np.asarray(fresh.weight) > 0]}
+    budget = replace(harness.QUICK, edits=0) if options.quick else LOOP
+    model = Variant(parts, budget=budget, sweep=False)
+    return {"kind": kind, "share": share, "seed": seed, "commit": environment("")["commit"], "training": log, **problem, **recovery(model, options, seed)}
 
 
-def feedback_table(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Shares with and without, and the difference paired by problem."""
-    on, off = (np.mean([r["each"] for r in runs if r["feedback"] == f], axis=0) for f in (True, False))
-    return {"on": harness.interval(on), "off": harness.interval(off), "on_minus_off": harness.difference(on, off)}
+def compared(runs: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    """A kind beside the plain model of the same time: shares recovered and nats, each also as a difference paired by problem."""
+
+    def mean(of: str, what: str) -> Any:
+        return np.mean([r[what] for r in runs if r["kind"] == of and r["share"] == 1], axis=0)
+
+    table = {"recovered": harness.interval(mean(kind, "each")), "recovered_plain": harness.interval(mean("plain", "each"))}
+    table["recovered_difference"] = harness.difference(mean(kind, "each"), mean("plain", "each"))
+    table |= {"nats": harness.interval(mean(kind, "nats")), "nats_plain": harness.interval(mean("plain", "nats"))}
+    return {**table, "nats_difference": harness.difference(mean(kind, "nats"), mean("plain", "nats"))}
+
+
+def scaling(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Plain models by examples seen, and what each doubling brings: the slope of a line through the shares, seeds and problems drawn again."""
+    plain = {share: [r for r in runs if r["kind"] == "plain" and r["share"] == share] for share in SHARES}
+    rows: list[dict[str, Any]] = []
+    for share, several in plain.items():
+        each, cost = (np.mean([r[what] for r in several], axis=0) for what in ("each", "nats"))
+        examples = float(np.mean([r["training"]["examples"] for r in several]))
+        rows.append({"share": share, "examples": examples, "recovered": harness.interval(each), "nats": harness.interval(cost)})
+    doublings = np.log2([r["examples"] for r in rows])
+
+    def slope(*columns: Array) -> float:
+        return float(np.polyfit(doublings, [np.mean(c) for c in columns], 1)[0])
+
+    per = {}
+    for what in ("each", "nats"):
+        per[what] = harness.interval(tuple(np.mean([r[what] for r in several], axis=0) for several in plain.values()), slope)
+    return {"rows": rows, "recovered_per_doubling": per["each"], "nats_per_doubling": per["nats"]}
 
 
 # ---------------------------------------------------------------- all parts
-
-
-def examples_seen(options: argparse.Namespace, path: Path) -> dict[str, Any]:
-    """Recovery of the loop alone with the weights of a file."""
-    meta = checkpoint.read_meta(path)
-    model = RefineMath(meta["config"]["latent_dim"], weights=path, budget=LOOP, sweep=False)
-    return {"file": path.name, "examples": meta.get("examples"), "config": meta["config"], **recovery(model, options)}
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
@@ -175,36 +219,35 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="values of K and of T")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--latent-dim", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--seconds", type=float, default=900.0, help="training time of a feedback model, in seconds of one core")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=120.0, help="training time of a small model, in seconds of one core")
+    parser.add_argument("--fresh", type=int, default=2048, help="fresh plots whose true formula is asked for")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--bank", type=int, default=20_000)
-    parser.add_argument("--snapshots", type=Path, nargs="*", default=[], help="weights files of one run at different numbers of examples")
     options = parser.parse_args(arguments)
     if options.quick:
         options.parts, options.every = ["decoding"], 100
     if options.only:
         harness.one_core(options.core)
         harness.keep_compiled(options.work / "compiled")
-        _, feedback, seed = options.only.split(":")
-        harness.save_task(options.work, options.only, feedback_run(options, feedback == "1", int(seed)))
+        kind, share, seed = options.only.split(":")
+        harness.save_task(options.work, options.only, small_run(options, kind, int(share), int(seed)))
         return None
     began = time.perf_counter()
     options.work = harness.folder(options, "ours")
     report: dict[str, Any] = {}
     for part in options.parts:
-        if part == "feedback":
+        if part == "small":
             harness.training_bank(options.work, options.bank)
-            tasks = [f"feedback:{f}:{seed}" for seed in range(options.seeds) for f in (1, 0)]
+            tasks = [f"{kind}:{share}:{seed}" for seed in range(options.seeds) for kind in KINDS for share in (SHARES if kind == "plain" else (1,))]
             passed = []
-            for name in ("width", "latent_dim", "batch", "seconds", "bank", "every"):
+            for name in ("width", "latent_dim", "batch", "seconds", "bank", "every", "fresh"):
                 passed += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
             harness.in_children("ours", tasks, options.jobs, options.work, passed)
             runs = [harness.load_task(options.work, name) for name in tasks]
-            report[part] = {"table": feedback_table(runs), "runs": runs}
-        elif part == "examples":
-            report[part] = [examples_seen(options, path) for path in options.snapshots]
+            report["feedback"], report["reader"], report["examples"] = compared(runs, "blind"), compared(runs, "reader"), scaling(runs)
+            report["runs"] = [{k: v for k, v in r.items() if k != "nats"} | {"nats": float(np.mean(r["nats"]))} for r in runs]
         else:
             work = decoding if part == "decoding" else functools.partial(sweep, what=part)
             if not harness.task_path(options.work, part).exists():
@@ -213,10 +256,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     for name, row in report.get("decoding", {}).items():
         e = row["explained_by_any_thought"]
         print(f"{name:16s} legal {row['legal']:.2f}, explained {e['value']:.2f} [{e['low']:.2f}, {e['high']:.2f}], {row['ms']:.2f} ms")
-    if "feedback" in report:
-        d = report["feedback"]["table"]["on_minus_off"]
-        print(f"feedback on minus off: {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]")
-    options.snapshots = [p.name for p in options.snapshots]
+    for what in ("feedback", "reader"):
+        if what in report:
+            d, n = report[what]["recovered_difference"], report[what]["nats_difference"]
+            print(f"{what}: recovered {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}], nats {n['value']:+.2f} [{n['low']:+.2f}, {n['high']:+.2f}]")
     return harness.write("ours", options, report, began)
 
 

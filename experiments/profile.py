@@ -55,15 +55,14 @@ def training(options: Any) -> dict[str, Any]:
     fresh = jax.jit(lambda p, k: fresh_thoughts(k, nnx.merge(graph, p), bank, recipe, weights, probes, config))
     thoughts = fresh(params, key)
     points = Points(thoughts.examples.x, thoughts.examples.y, thoughts.examples.mask)
-    logits = jnp.zeros((recipe.batch, config.slots, nnx.merge(graph, params).refiner.bias[...].shape[1]))
-    sample = jax.jit(lambda k, c: best_own_sample(k, logits, points, recipe.own_samples, c))
+    sample = jax.jit(lambda p, k, c: best_own_sample(k, nnx.merge(graph, p).refiner.sample(k, thoughts.z, recipe.own_samples), points, c))
     gradient = jax.jit(lambda p, k: jax.grad(loss_fn, has_aux=True)(p, graph, thoughts, k, recipe)[0])
     update = jax.jit(optimizer.update)
     parts: dict[str, Callable[[], Any]] = {
         "whole step": whole,
         "draw examples": lambda: draw(key),
         "new thoughts, with their examples": lambda: fresh(params, key),
-        "own samples, one refiner step": lambda: sample(key, thoughts.candidate),
+        "own samples, one refiner step": lambda: sample(params, key, thoughts.candidate),
         "loss and gradient, with own samples": lambda: gradient(params, key),
         "optimizer": lambda: update(params, moments, params),
     }

@@ -1,14 +1,18 @@
-"""Grammar-exact decoding: the best formula, and exact samples, from independent slot logits.  (Chapter 8)
+"""Grammar-exact decoding: the best formula, and exact samples, from independent slot logits; and reading token after token.  (Chapter 8)
 
 A prefix sequence is a formula exactly when its count of open operands, 1 at the start and changed by arity - 1 at every token, reaches 0 at
 the last token and not before.  So a legal formula is a path through the states (slot, open count), and a backward pass over these few
 states gives every probability that decoding needs.
+
+Where the choice of a token may depend on those before it there is no such backward pass, but a formula can still be read from left to right:
+`Reading` keeps what stands above and beside the next token in the tree, `allowed` says which tokens can still become a formula.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,3 +99,73 @@ def best(logits: Float[Array, "batch slots vocabulary"]) -> Int[Array, "batch sl
 
     _, tokens = jax.lax.scan(step, jnp.ones(batch, jnp.int32), top)
     return tokens.T
+
+
+# ---------------------------------------------------------------- reading token after token
+
+
+NONE = VOCABULARY_SIZE  # in a context: there is no such token
+CONTEXTS = 2 * (VOCABULARY_SIZE + 1)  # a parent, or none, and which of its operands is meant
+
+
+class Reading(NamedTuple):
+    """Formulas read up to some slot.  An operator of two operands is remembered by the open count at which its second operand will begin."""
+
+    open: Int[Array, " batch"]  # operands that are still missing
+    previous: Int[Array, " batch"]  # the last token
+    waiting: Int[Array, "batch open"]  # the operator whose second operand begins when so many are open
+    beside: Int[Array, "batch open"]  # the token at the root of its first operand
+
+
+def begin(batch: int, slots: int) -> Reading:
+    """Nothing read, one formula missing."""
+    nowhere = jnp.full((batch, slots + 1), NONE, jnp.int32)
+    return Reading(jnp.ones(batch, jnp.int32), jnp.full(batch, NONE, jnp.int32), nowhere, nowhere)
+
+
+def advance(reading: Reading, token: Int[Array, " batch"]) -> Reading:
+    """The reading after one more token."""
+    arity = jnp.asarray(ARITY)
+    binary = (token < NONE) & (arity[token] == 2)
+    after_binary = (reading.previous < NONE) & (arity[reading.previous] == 2)
+    level = jnp.arange(reading.waiting.shape[1], dtype=jnp.int32)[None]
+    here, above = level == reading.open[:, None], level == reading.open[:, None] - 1
+    waiting = jnp.where(here & binary[:, None], token[:, None], reading.waiting)
+    beside = jnp.where(above & after_binary[:, None], token[:, None], reading.beside)
+    return Reading(jnp.where(token == END, 0, reading.open + arity[token] - 1), token, waiting, beside)
+
+
+def context(reading: Reading) -> tuple[Array, Array, Array]:
+    """What surrounds the next token in the tree, each (batch,): its parent and which operand it is, the root of the operand before it, the last token.
+
+    The first is parent + (vocabulary + 1) * (1 for a second operand); `NONE` where there is nothing.
+    """
+    previous = reading.previous
+    first = (previous < NONE) & (jnp.asarray(ARITY)[previous] > 0)
+    at = jnp.minimum(reading.open, reading.waiting.shape[1] - 1)[:, None]
+    second = ~first & (previous < NONE) & (reading.open > 0)
+    parent = jnp.where(first, previous, jnp.where(second, jnp.take_along_axis(reading.waiting, at, axis=1)[:, 0], NONE))
+    sibling = jnp.where(second, jnp.take_along_axis(reading.beside, at, axis=1)[:, 0], NONE)
+    return parent + (VOCABULARY_SIZE + 1) * second.astype(jnp.int32), sibling, previous
+
+
+def contexts(tokens: Int[Array, "batch slots"]) -> tuple[Array, Array, Array, Array]:
+    """The open count and the `context` before every slot of given formulas, each (batch, slots)."""
+
+    def step(reading: Reading, token: Array) -> tuple[Reading, tuple[Array, ...]]:
+        return advance(reading, token), (reading.open, *context(reading))
+
+    _, seen = jax.lax.scan(step, begin(*tokens.shape), tokens.T)
+    return tuple(a.T for a in seen)  # type: ignore[return-value]
+
+
+def allowed(open_: Int[Array, "*batch"], left: Int[Array, " slots"] | int) -> Array:
+    """Which tokens can stand next, (*batch, vocabulary), with `left` slots after this one: END once complete, else what leaves no more open than that.
+
+    `left` is one number, or one for each place along the last axis.
+    """
+    every = (*[1] * open_.ndim, VOCABULARY_SIZE)
+    is_end = (jnp.arange(VOCABULARY_SIZE, dtype=jnp.int32) == END).reshape(every)
+    room = jnp.asarray(left, jnp.int32).reshape(*[1] * (open_.ndim - jnp.ndim(left)), *jnp.shape(left), 1)
+    fits = open_[..., None] + (jnp.asarray(ARITY) - 1).reshape(every) <= room
+    return jnp.where((open_ == 0)[..., None], is_end, fits & ~is_end)

@@ -15,6 +15,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
+from refinemath import grammar
 from refinemath.fit import project
 from refinemath.language import MAX_VARIABLES, SLOTS, VOCABULARY_SIZE, additive_terms, evaluate_nodes, is_constant
 from refinemath.newton_schulz import MUON, POLAR, orthogonalize
@@ -24,6 +25,8 @@ TERMS = 6  # additive terms of a formula that get a coefficient of their own
 STABILISERS = ("rms", "soft", "polar", "muon")
 KEEP = 0.4  # weight of the old thought beside the seed and what is written; at 1 and without the seed it never comes to rest, see chapter 7
 ANCHOR = 6.0  # weight of the seed: well above what the network writes, it makes the step a contraction, see chapter 7 and the model card
+BOUND = 2.0  # what is written into a slot is shorter than this; the rows of the seed have length 1
+GLANCE = 64  # numbers of each slot that the reader sees wherever it stands
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,14 @@ class Config:
     refiner_blocks: int = 2
     variables: int = 1
     stabiliser: str = "polar"
+    reader: int = 0  # hidden width of the reader; 0: the slots are read independently of one another
 
     def __post_init__(self) -> None:
         if self.stabiliser not in STABILISERS:
             raise ValueError(f"stabiliser is {self.stabiliser!r}; it must be one of {', '.join(STABILISERS)}")
         for name, value in vars(self).items():
-            if name != "stabiliser" and (type(value) is not int or value < 1):
-                raise ValueError(f"{name} is {value!r}; it must be a positive whole number")
+            if name != "stabiliser" and (type(value) is not int or value < (name != "reader")):
+                raise ValueError(f"{name} is {value!r}; it must be a positive whole number{', or 0' if name == 'reader' else ''}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
         if self.latent_dim < 4 * self.slots:
@@ -307,6 +311,34 @@ class Encoder(nnx.Module):
         return Encoded(each, summary, points)
 
 
+class Reader(nnx.Module):
+    """Reads a formula off a thought from left to right: what a slot says, corrected by what stands above and beside it in the tree.  Chapter 8.
+
+    Slots that are read independently give each token its own probability but lose which tokens go together.
+    """
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        d, w = config.latent_dim, config.reader
+        self.look = Linear(d, w, rngs=rngs)
+        self.glance = Linear(d, GLANCE, rngs=rngs)
+        self.overview = Linear(config.slots * GLANCE, w, rngs=rngs)
+        self.place = nnx.Param(0.3 * jax.random.normal(rngs.params(), (config.slots, w), jnp.float32))
+        self.parent = nnx.Param(0.3 * jax.random.normal(rngs.params(), (grammar.CONTEXTS, w), jnp.float32))
+        self.sibling = nnx.Param(0.3 * jax.random.normal(rngs.params(), (VOCABULARY_SIZE + 1, w), jnp.float32))
+        self.previous = nnx.Param(0.3 * jax.random.normal(rngs.params(), (VOCABULARY_SIZE + 1, w), jnp.float32))
+        self.head = nnx.Param(0.02 * jax.random.normal(rngs.params(), (w, VOCABULARY_SIZE), jnp.float32))
+
+    def base(self, z: Float[Array, "batch slots dim"]) -> Float[Array, "batch slots hidden"]:
+        """What the thought itself contributes to every slot, computed once for all readings of it."""
+        z = z * jnp.float32(z.shape[-1] ** 0.5)
+        overview = self.overview(self.glance(z).reshape(len(z), -1))
+        return self.look(z) + overview[:, None] + self.place[...][None]
+
+    def correction(self, base: Float[Array, "*batch hidden"], parent: Array, sibling: Array, previous: Array) -> Float[Array, "*batch vocabulary"]:
+        """What is added to the logits of a slot in a given context, see `grammar.context`."""
+        return _dense(_activate(base + self.parent[...][parent] + self.sibling[...][sibling] + self.previous[...][previous]), self.head[...])
+
+
 class Refiner(nnx.Module):
     """One step Z_t -> Z_{t+1}, the same weights at every step.  Chapter 4."""
 
@@ -328,6 +360,7 @@ class Refiner(nnx.Module):
         self.blocks = nnx.List([Block(w, config.heads, cross=True, rngs=rngs) for _ in range(config.refiner_blocks)])
         self.head = nnx.Param(jax.random.normal(rngs.params(), (d, VOCABULARY_SIZE), jnp.float32) / jnp.sqrt(jnp.float32(d)))
         self.bias = nnx.Param(jnp.zeros((config.slots, VOCABULARY_SIZE), jnp.float32))
+        self.reader = Reader(config, rngs=rngs) if config.reader else None
 
     def start(self, noise: Float[Array, "batch slots dim"]) -> Float[Array, "batch slots dim"]:
         """The seed thought Z_0: learned slots plus noise, stabilised.  Chapter 3."""
@@ -338,6 +371,39 @@ class Refiner(nnx.Module):
         logits = _dense(z * jnp.float32(z.shape[-1] ** 0.5), self.head[...]) + self.bias[...][None]
         absent = (jnp.arange(VOCABULARY_SIZE) > self.variables) & (jnp.arange(VOCABULARY_SIZE) <= MAX_VARIABLES)
         return jnp.where(absent, -1e9, logits)
+
+    def log_probability(self, z: Float[Array, "batch slots dim"], tokens: Int[Array, "batch slots"]) -> Float[Array, "batch slots"]:
+        """The logarithm of the probability with which the reader, having read the slots before it, reads the given token in each slot.  Chapter 8."""
+        if self.reader is None:
+            raise ValueError("these weights have no reader; `grammar.backward` gives the probability of a whole formula")
+        open_, *around = grammar.contexts(tokens)
+        logits = self.logits(z) + self.reader.correction(self.reader.base(z), *around)
+        left = jnp.arange(tokens.shape[1] - 1, -1, -1, dtype=jnp.int32)
+        log_p = jax.nn.log_softmax(jnp.where(grammar.allowed(open_, left), logits, -1e9), axis=-1)
+        return jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
+
+    def sample(self, key: Array, z: Float[Array, "batch slots dim"], count: int, temperature: float = 1.0) -> Int[Array, "batch count slots"]:
+        """`count` legal formulas from each thought, exact samples of what it says.  Chapter 8."""
+        logits = self.logits(z)
+        if self.reader is None:
+            return grammar.sample(key, logits / temperature, count)
+        reader = self.reader
+        batch, slots, _ = logits.shape
+
+        def step(reading: grammar.Reading, inputs: tuple[Array, Array, Array, Array]) -> tuple[grammar.Reading, Array]:
+            base, logits, u, left = inputs
+            around = (a.reshape(batch, count) for a in grammar.context(reading))
+            weight = logits[:, None] + reader.correction(base[:, None], *around)
+            weight = jnp.where(grammar.allowed(reading.open, left).reshape(batch, count, -1), weight / temperature, -1e9)
+            mass = jnp.cumsum(jnp.exp(weight - jnp.max(weight, axis=-1, keepdims=True)), axis=-1)
+            token = jnp.sum(mass <= u[..., None] * mass[..., -1:], axis=-1, dtype=jnp.int32).reshape(-1)
+            return grammar.advance(reading, token), token
+
+        uniform = jax.random.uniform(key, (slots, batch, count), maxval=1 - 1e-6)
+        left = jnp.arange(slots - 1, -1, -1, dtype=jnp.int32)
+        steps = jnp.swapaxes(reader.base(z), 0, 1), jnp.swapaxes(logits, 0, 1), uniform, left
+        _, tokens = jax.lax.scan(step, grammar.begin(batch * count, slots), steps)
+        return tokens.T.reshape(batch, count, slots)
 
     def __call__(self, z: Float[Array, "batch slots dim"], encoded: Encoded, candidate: Candidate) -> Float[Array, "batch slots dim"]:
         """Look at the points, the candidate and its residual; Z_{t+1} = stabilise(KEEP Z_t + ANCHOR seed + what is written)."""
@@ -353,7 +419,10 @@ class Refiner(nnx.Module):
         for block in self.blocks:
             h = block(h, key_value, mask)
         anchor = stabilise(self.seed[...][None], self.stabiliser)
-        return stabilise(KEEP * z + ANCHOR * anchor + self.write(self.write_norm(h)) * jnp.float32(z.shape[-1] ** -0.5), self.stabiliser)
+        written = self.write(self.write_norm(h)) * jnp.float32(z.shape[-1] ** -0.5)
+        if self.reader is not None:  # however large the weights grow, the anchor stays the heavier
+            written = written * jax.lax.rsqrt(1.0 + jnp.sum(written**2, axis=-1, keepdims=True) / BOUND**2)
+        return stabilise(KEEP * z + ANCHOR * anchor + written, self.stabiliser)
 
 
 class Model(nnx.Module):

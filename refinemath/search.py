@@ -18,7 +18,6 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from refinemath import grammar
 from refinemath.fit import centre, levenberg_marquardt, without
 from refinemath.language import (
     CONSTANT_BINS,
@@ -574,7 +573,7 @@ def think(
 
     def draw(key: Array, z: Array) -> Array:
         if budget.network:
-            return grammar.sample(key, model.refiner.logits(z) / budget.temperature, budget.samples).reshape(-1, slots)
+            return model.refiner.sample(key, z, budget.samples, budget.temperature).reshape(-1, slots)
         return from_prior(key, prior, thoughts * budget.samples)
 
     def move(carry: Carry) -> tuple[Array, Array, Array]:

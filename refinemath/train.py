@@ -24,7 +24,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from refinemath import checkpoint, grammar
+from refinemath import checkpoint
 from refinemath.data import Bank, Examples, draw_examples, length_weights, make_bank
 from refinemath.heldout import training_exclusions
 from refinemath.language import ARITY, END, TOKEN_VALUE, VARIABLES, VOCABULARY, VOCABULARY_SIZE
@@ -45,6 +45,7 @@ class Recipe:
     own_samples: int = 8  # samples drawn from the thought, of which the best is executed next
     noise: float = 0.3  # size of the noise in Z_0
     go_on: float = 0.5  # share of the batch that continues from the step before
+    slots_alone: float = 0.2  # weight of the cross-entropy of slots that are read on their own, where the model has a reader
     stillness: float = 0.2  # weight of the relative velocity of thoughts whose candidate did not change
     ema: float = 0.999
     seed: int = 0
@@ -101,21 +102,21 @@ def fresh_thoughts(key: Array, model: Model, bank: Bank, recipe: Recipe, weights
     return Thoughts(examples, model.refiner.start(noise), candidate)
 
 
-def best_own_sample(key: Array, logits: Float[Array, "batch slots vocabulary"], points: Points, count: int, current: Candidate) -> Candidate:
-    """Draw `count` formulas from each thought, execute them, and keep the best; a fifth of the time even if `current` fits better."""
-    batch, slots, _ = logits.shape
-    tokens = grammar.sample(key, logits, count).reshape(batch * count, slots)
+def best_own_sample(key: Array, drawn: Int[Array, "batch count slots"], points: Points, current: Candidate) -> Candidate:
+    """Execute what was drawn from each thought and keep the best; a fifth of the time even if `current` fits better."""
+    batch, count, slots = drawn.shape
+    tokens = drawn.reshape(batch * count, slots)
     repeated = Points(*(jnp.repeat(a, count, axis=0) for a in points))
-    drawn = execute(tokens, jnp.asarray(TOKEN_VALUE)[tokens], repeated)
-    best = jnp.argmin(drawn.fvu.reshape(batch, count), axis=1) + jnp.arange(batch) * count
-    own = jax.tree.map(lambda a: a[best], drawn)
+    executed = execute(tokens, jnp.asarray(TOKEN_VALUE)[tokens], repeated)
+    best = jnp.argmin(executed.fvu.reshape(batch, count), axis=1) + jnp.arange(batch) * count
+    own = jax.tree.map(lambda a: a[best], executed)
     better = (own.fvu < current.fvu) | jax.random.bernoulli(jax.random.fold_in(key, 1), 0.2, (batch,))
     return choose(better, own, current)
 
 
 def loss_fn(params: Any, graph: Any, thoughts: Thoughts, key: Array, recipe: Recipe) -> tuple[Array, tuple[Thoughts, dict[str, Array]]]:
     """Mean cross-entropy of the true token in every slot after each of `unroll` refiner steps, and the thoughts to go on from."""
-    model = nnx.merge(graph, params)
+    model, fixed = nnx.merge(graph, params), nnx.merge(graph, jax.lax.stop_gradient(params))
     e = thoughts.examples
     points = Points(e.x, e.y, e.mask)
     encoded = model.encoder(points)
@@ -134,12 +135,21 @@ def loss_fn(params: Any, graph: Any, thoughts: Thoughts, key: Array, recipe: Rec
         logits = model.refiner.logits(z)
         log_p = jax.nn.log_softmax(logits, axis=-1)
         cross_entropy = -jnp.sum(jnp.take_along_axis(log_p, e.tokens[..., None], axis=-1)[..., 0] * slot_weight)
-        total = total + cross_entropy
+        if model.refiner.reader is None:
+            total = total + cross_entropy
+        else:  # what counts is what the reader reads; the slots alone are held to the truth as well, so that each can be asked on its own
+            read = model.refiner.log_probability(z, e.tokens)
+            per_formula = -jnp.sum(read, axis=1) * e.weight
+            metrics[f"nats_{t + 1}"] = jnp.sum(per_formula) / jnp.maximum(jnp.sum(e.weight), 1.0)
+            total = total + recipe.slots_alone * cross_entropy - jnp.sum(read * slot_weight)
         metrics[f"loss_{t + 1}"] = cross_entropy
         old = candidate
-        candidate = best_own_sample(jax.random.fold_in(key, t), jax.lax.stop_gradient(logits), points, recipe.own_samples, old)
+        k_own = jax.random.fold_in(key, t)
+        candidate = best_own_sample(k_own, fixed.refiner.sample(k_own, jax.lax.stop_gradient(z), recipe.own_samples), points, old)
         still = jnp.all(candidate.tokens == old.tokens, axis=1).astype(jnp.float32)
     blank = thoughts.candidate.tokens[:, 0] == VOCABULARY_SIZE
+    if model.refiner.reader is not None:
+        metrics["nats_from_nothing"] = jnp.sum(per_formula * blank) / jnp.maximum(jnp.sum(blank * e.weight), 1.0)
     per = jnp.sum(-jnp.take_along_axis(log_p, e.tokens[..., None], axis=-1)[..., 0] * slot_weight, axis=1) / jnp.maximum(jnp.sum(slot_weight, axis=1), 1e-9)
     metrics["from_nothing"] = jnp.sum(per * blank) / jnp.maximum(jnp.sum(blank), 1)
     metrics["solved"] = jnp.mean(candidate.fvu < 1e-6)

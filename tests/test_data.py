@@ -354,5 +354,3 @@ def test_two_variables_in_either_order_are_excluded() -> None:
     e = jax.jit(lambda key: draw_examples(key, alone, 64, variables=2, weights=length_weights(alone), probes=probes))(KEY)
     same = np.abs(np.asarray(e.coefficient)[:, 0] - np.asarray(e.coefficient)[:, 1]) < 1e-6
     assert not (np.asarray(e.weight)[same] > 0).any()
-
-

@@ -4,16 +4,19 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from test_grammar import every_formula
 
 from experiments import flops, growth, halting, harness, latent_drift, ours, scan_fuses, stabiliser, systems
 from experiments.baselines import INNER, TRM, Tokens, from_gplearn, legal, token_samples
 from refinemath import grammar, parse
+from refinemath.data import Bank, draw_examples, length_weights
 from refinemath.evaluate import heldout_problems, recovered
 from refinemath.language import END, VOCABULARY_SIZE, Formula, encode
 from refinemath.model import Points, no_candidate
@@ -205,6 +208,33 @@ def test_stabiliser_table_pairs_seeds_and_problems() -> None:
     assert [r["stabiliser"] for r in rows] == ["rms", "polar"]
     assert rows[1]["recovered_by_seed"] == pytest.approx([2 / 3, 2 / 3]) and rows[1]["over_rms"]["value"] == pytest.approx(1 / 3)
     assert rows[0]["over_rms"]["value"] == 0 and rows[0]["last_velocity"] == [0.1, 0.1]
+
+
+def test_small_models_are_compared_by_problem_and_by_doubling() -> None:
+    def run(kind: str, share: int, each: list[bool], nats: list[float], examples: int = 800) -> dict[str, Any]:
+        return {"kind": kind, "share": share, "seed": 0, "each": each, "nats": nats, "training": {"examples": examples}}
+
+    runs = [run("plain", share, [True, share < 4, False], [12.0 + share, 9.0 + share], 800 // share) for share in ours.SHARES]
+    runs += [run("reader", 1, [True, True, True], [10.0, 8.0]), run("blind", 1, [False, True, False], [14.0, 11.0])]
+    reader, blind = ours.compared(runs, "reader"), ours.compared(runs, "blind")
+    assert reader["recovered_difference"]["value"] == pytest.approx(1 / 3) and blind["recovered_difference"]["value"] == pytest.approx(-1 / 3)
+    assert reader["nats_difference"]["value"] == pytest.approx(-2.5) and blind["nats_difference"]["value"] == pytest.approx(1.0)
+    grown = ours.scaling(runs)
+    assert [r["examples"] for r in grown["rows"]] == [100, 200, 400, 800] and grown["rows"][0]["nats"]["value"] == pytest.approx(18.5)
+    assert grown["nats_per_doubling"]["value"] == pytest.approx(np.polyfit(range(4), [18.5, 14.5, 12.5, 11.5], 1)[0])
+    assert grown["recovered_per_doubling"]["value"] == pytest.approx(np.polyfit(range(4), [1 / 3, 1 / 3, 2 / 3, 2 / 3], 1)[0])
+
+
+@pytest.mark.parametrize("reader", [0, 8])
+def test_nats_are_what_a_formula_costs_to_sample(bank: Bank, reader: int) -> None:
+    """The probabilities that belong to the costs of all formulas of up to three tokens sum to one, however the slots are read."""
+    config = replace(CONFIG, slots=3, reader=reader)
+    params, graph = harness.parts_of(config)
+    one = draw_examples(jax.random.key(0), bank, 1, weights=length_weights(bank, {3: 1.0}))
+    rows = jnp.asarray(every_formula(3, list(range(1, VOCABULARY_SIZE))), jnp.int32)
+    many = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(rows), *a.shape[1:])), one)
+    cost = ours.nats(params, graph, many._replace(tokens=rows), jax.random.key(1), noise=0.0)
+    assert float(jnp.sum(jnp.exp(-cost))) == pytest.approx(1.0, abs=1e-3)
 
 
 def test_decoding_quick() -> None:

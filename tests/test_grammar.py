@@ -1,4 +1,4 @@
-"""Chapter 8: the best legal formula, and exact samples, from independent slots."""
+"""Chapter 8: the best legal formula, and exact samples, from independent slots; what surrounds a token that is read after others."""
 
 import itertools
 
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from refinemath import grammar
-from refinemath.language import ARITY, END, OPERATOR_TOKEN, VOCABULARY_SIZE
+from refinemath.grammar import NONE
+from refinemath.language import ARITY, END, OPERATOR_TOKEN, VOCABULARY, VOCABULARY_SIZE, encode, parse
 
 pytestmark = pytest.mark.usefixtures("strict")
 KEY = jax.random.key(0)
@@ -91,3 +92,58 @@ def test_the_same_key_gives_the_same_samples_and_jit_is_eager() -> None:
     with jax.disable_jit():
         np.testing.assert_array_equal(grammar.best(logits), np.asarray(jax.jit(grammar.best)(logits)))
         assert legal(np.asarray(grammar.sample(KEY, logits, 8))).all()
+
+
+# ---------------------------------------------------------------- reading token after token
+
+
+def surroundings(row: np.ndarray) -> list[tuple[int, int, int, int]]:
+    """Open count, parent and operand, sibling, last token before each slot, by a stack of the operands that are still to come."""
+    stack, seen = [(NONE, 0, NONE)], []
+    for i, token in enumerate(row):
+        parent, which, sibling = stack[-1] if stack else (NONE, 0, NONE)
+        seen.append((len(stack), parent + (VOCABULARY_SIZE + 1) * which, sibling, int(row[i - 1]) if i else NONE))
+        if stack:
+            stack.pop()
+        if ARITY[token] == 2:
+            stack.append((int(token), 1, int(row[i + 1])))
+        if ARITY[token] > 0:
+            stack.append((int(token), 0, NONE))
+    return seen
+
+
+def test_the_context_of_a_token_is_its_place_in_the_tree() -> None:
+    rows = np.asarray(grammar.sample(KEY, logits_of(1.0), 8)).reshape(-1, 16)
+    open_, *around = (np.asarray(a) for a in grammar.contexts(jnp.asarray(rows)))
+    for i, row in enumerate(rows):
+        expected = np.array(surroundings(row)).T
+        inside = expected[0] > 0
+        np.testing.assert_array_equal(open_[i], expected[0])
+        for found, wanted in zip(around, expected[1:], strict=True):
+            np.testing.assert_array_equal(found[i][inside], wanted[inside])
+
+
+def test_a_context_by_hand() -> None:
+    """sin(x)/(1 + x^2): the 1 stands under the sum, beside nothing; the square under the sum, beside the 1."""
+    row = encode([parse("sin(x)/(1 + x**2)")])[0]
+    token = {name: VOCABULARY.index(name) for name in ("div", "sin", "x1", "add", "1", "square")}
+    assert row[0][:7].tolist() == [token[n] for n in ("div", "sin", "x1", "add", "1", "square", "x1")]
+    _, parent, sibling, _ = (np.asarray(a)[0] for a in grammar.contexts(jnp.asarray(row)))
+    second = VOCABULARY_SIZE + 1
+    assert parent[:6].tolist() == [NONE, token["div"], token["sin"], token["div"] + second, token["add"], token["add"] + second]
+    assert sibling[:6].tolist() == [NONE, NONE, NONE, token["sin"], NONE, token["1"]]
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_what_is_allowed_can_always_become_a_formula(slots: int) -> None:
+    """Taking allowed tokens alone reaches every formula that fits the slots, and nothing else."""
+    found = [[]]
+    for i in range(slots):
+        longer = []
+        for start in found:
+            open_ = 1 + sum(int(ARITY[t]) - 1 for t in start if t != END)
+            can = np.asarray(grammar.allowed(jnp.asarray([open_]), slots - 1 - i))[0]
+            assert can.any()
+            longer += [[*start, t] for t in (END, 1, 5, OPERATOR_TOKEN["sin"], OPERATOR_TOKEN["add"]) if can[t]]
+        found = longer
+    assert sorted(found) == sorted(every_formula(slots, [1, 5, OPERATOR_TOKEN["sin"], OPERATOR_TOKEN["add"]]).tolist())

@@ -7,10 +7,11 @@ import pytest
 from conftest import CONFIG
 from flax import nnx
 from formulas import from_bank
+from test_grammar import every_formula, legal
 
 from refinemath import grammar
 from refinemath.data import Bank
-from refinemath.language import MAX_VARIABLES, encode, parse
+from refinemath.language import MAX_VARIABLES, OPERATOR_TOKEN, VOCABULARY_SIZE, encode, parse
 from refinemath.model import (
     FEEDBACK_FEATURES,
     MASK,
@@ -238,6 +239,68 @@ def test_a_thought_never_says_a_variable_that_the_data_lack(tiny_model: Model, z
     logits = tiny_model.refiner.logits(z0)
     tokens = np.asarray(grammar.sample(KEY, logits, 500))
     assert not np.isin(tokens, range(2, 1 + MAX_VARIABLES)).any()
+
+
+# ---------------------------------------------------------------- the reader
+
+
+@pytest.fixture(scope="module")
+def reading() -> tuple[Model, jax.Array]:
+    """A model of three slots that reads token after token, with strong opinions, and two of its thoughts."""
+    config = Config(latent_dim=16, width=8, slots=3, heads=2, seeds=2, encoder_blocks=1, refiner_blocks=1, reader=8)
+    model = Model(config, rngs=nnx.Rngs(1))
+    assert model.refiner.reader is not None
+    model.refiner.reader.head[...] = 20.0 * model.refiner.reader.head[...]
+    return model, model.refiner.start(0.5 * jax.random.normal(KEY, (2, 3, 16)))
+
+
+def test_the_probabilities_of_all_formulas_sum_to_one(reading: tuple[Model, jax.Array]) -> None:
+    model, z = reading
+    rows = jnp.asarray(every_formula(3, list(range(1, VOCABULARY_SIZE))), jnp.int32)
+    for one in z:
+        log_p = jax.jit(model.refiner.log_probability)(jnp.broadcast_to(one, (len(rows), *one.shape)), rows)
+        assert float(jnp.sum(jnp.exp(jnp.sum(log_p, axis=1)))) == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_reader_samples_what_it_says(reading: tuple[Model, jax.Array], temperature: float) -> None:
+    model, z = reading
+    count = 20_000
+    drawn = np.asarray(model.refiner.sample(KEY, z, count, temperature))
+    assert legal(drawn).all()
+    if temperature != 1.0:
+        return
+    for one, rows in zip(z, drawn, strict=True):
+        common, times = np.unique(rows, axis=0, return_counts=True)
+        common, times = common[times > 100], times[times > 100]
+        assert len(common) > 3
+        log_p = model.refiner.log_probability(jnp.broadcast_to(one, (len(common), *one.shape)), jnp.asarray(common))
+        np.testing.assert_allclose(times / count, np.exp(np.asarray(log_p).sum(axis=1)), atol=5 * np.sqrt(0.25 / count))
+
+
+def test_a_reader_sees_what_it_has_read(reading: tuple[Model, jax.Array]) -> None:
+    """The same slot, another operator before it: another probability of the same token, which independent slots cannot give."""
+    model, z = reading
+    rows = jnp.asarray([[OPERATOR_TOKEN[name], 1, 0] for name in ("sin", "exp")])
+    after = model.refiner.log_probability(jnp.broadcast_to(z[0], (2, *z[0].shape)), rows)[:, 1]
+    assert abs(float(after[0] - after[1])) > 1e-3
+
+
+def test_what_is_written_stays_lighter_than_the_seed() -> None:
+    """However large the weights: with a reader the seed outweighs what is written, so that a step contracts."""
+    config = Config(latent_dim=64, width=8, heads=2, seeds=2, encoder_blocks=1, refiner_blocks=1, reader=8)
+    model = Model(config, rngs=nnx.Rngs(1))
+    model.refiner.write.kernel[...] = 1e4 * model.refiner.write.kernel[...]
+    points = scatter()
+    z = model.refiner.start(0.3 * jax.random.normal(KEY, (BATCH, 16, 64)))
+    anchor = model.refiner.start(jnp.zeros((1, 16, 64)))
+    new = model.refiner(z, model.encoder(points), no_candidate(points))
+    assert float(jnp.min(jnp.sum(new * anchor, axis=-1))) > 0.7
+
+
+def test_weights_without_a_reader_say_so(tiny_model: Model, z0: jax.Array) -> None:
+    with pytest.raises(ValueError, match="no reader"):
+        tiny_model.refiner.log_probability(z0, jnp.zeros(z0.shape[:2], jnp.int32))
 
 
 # ---------------------------------------------------------------- execution and configuration

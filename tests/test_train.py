@@ -21,7 +21,7 @@ from formulas import from_bank
 from run_training import RECIPE
 from test_grammar import legal
 
-from refinemath import CheckpointError, RefineMath, checkpoint
+from refinemath import CheckpointError, RefineMath, checkpoint, grammar
 from refinemath import train as module
 from refinemath.data import Bank
 from refinemath.language import ARITY, END, encode
@@ -116,7 +116,7 @@ def test_the_best_own_sample_is_at_least_as_good_four_times_of_five(bank: Bank) 
     tokens, values = encode(from_bank(bank, 256, seed=21))
     current = execute(jnp.asarray(tokens), jnp.asarray(values, jnp.float32), points)
     logits = jax.random.normal(KEY, (256, 16, len(ARITY)), jnp.float32)
-    best: Candidate = jax.jit(best_own_sample, static_argnums=3)(KEY, logits, points, 4, current)
+    best: Candidate = jax.jit(best_own_sample)(KEY, grammar.sample(KEY, logits, 4), points, current)
     assert legal(np.asarray(best.tokens)).all()
     worse = np.asarray(best.fvu) > np.asarray(current.fvu)
     assert worse.mean() < 0.3
@@ -298,5 +298,3 @@ def test_a_release_is_the_average_and_is_never_overwritten(whole_run: Path, tmp_
     assert meta["scores"] == {"suites": 0} and meta["step"] == STEPS
     with pytest.raises(FileExistsError, match="never overwritten"):
         release(whole_run, tmp_path / "refinemath-64.npz")
-
-

@@ -23,10 +23,10 @@ from experiments import harness
 from experiments.baselines import BlindModel, Variant, absent, legal
 from experiments.latent_drift import explained
 from refinemath import Budget, RefineMath, grammar
-from refinemath.data import Examples, draw_examples, length_weights
+from refinemath.data import Bank, Examples, draw_examples, length_weights
 from refinemath.evaluate import environment, heldout_problems, null_model
-from refinemath.language import ARITY, END
-from refinemath.model import Config, Model, Points, no_candidate
+from refinemath.language import ARITY, END, TOKEN_VALUE, is_constant
+from refinemath.model import Config, Model, Points, execute, no_candidate
 from refinemath.train import Recipe
 
 LOOP = replace(Budget(), edits=0, patience=0)
@@ -105,9 +105,11 @@ def decoding(options: argparse.Namespace) -> dict[str, Any]:
         valid = np.asarray(is_legal(tokens))
         safe = jnp.where(jnp.asarray(valid)[:, None], tokens, jnp.zeros_like(tokens).at[:, 0].set(1))  # what is no formula becomes x
         good = np.asarray(explained(safe, points)) & valid
+        fvu = np.asarray(jax.jit(execute)(safe, jnp.asarray(TOKEN_VALUE)[safe], points).fvu)  # of what is no formula: that of x
         rows[name] = {
             "legal": float(valid.mean()), "log_probability_lost": harness.interval((top - weight(tokens))[valid], np.mean),
             "same_as_exact": float(np.mean(np.all(np.asarray(tokens) == np.asarray(ways["exact best"]()), axis=1))),
+            "fvu_of_the_best_thought": harness.interval(np.nan_to_num(fvu, nan=1.0).reshape(len(problems), k).min(1), np.median),
             "explained_by_any_thought": harness.interval(good.reshape(len(problems), k).any(1)), "explained_by_a_thought": float(good.mean()),
             "ms": 1000 * harness.clock(way), "thoughts": k,
         }  # fmt: skip
@@ -157,6 +159,22 @@ def nats(params: Any, graph: Any, e: Examples, key: Array, noise: float = 0.3) -
     return grammar.backward(logits)[0, :, 1] - jnp.sum(jnp.take_along_axis(logits, e.tokens[..., None], axis=-1)[..., 0], axis=1)
 
 
+def prior_nats(bank: Bank, e: Examples) -> np.ndarray:
+    """What the same formulas cost a blind draw from the bank that they come from; constants at the frequency that they have in these examples."""
+    tokens, weight = np.asarray(e.tokens), np.asarray(length_weights(bank))
+    length, formulas = (tokens != END).sum(1), np.diff(np.asarray(bank.start))
+    number = np.asarray(is_constant(tokens))
+    share = np.bincount(tokens[number], minlength=tokens.max() + 1) / max(number.sum(), 1)
+    numbers = np.where(number, -np.log(np.where(number, share[tokens], 1.0)), 0.0).sum(1)
+    return np.asarray(numbers - np.log(weight[length] / weight.sum() / formulas[length]))
+
+
+def fresh_examples(options: argparse.Namespace, bank: Bank) -> Examples:
+    """Plots of formulas of the bank, those that could be drawn."""
+    e = draw_examples(jax.random.key(10_000), bank, options.fresh, weights=length_weights(bank))
+    return jax.tree.map(lambda a: a[np.asarray(e.weight) > 0], e)
+
+
 def small_run(options: argparse.Namespace, kind: str, share: int, seed: int) -> dict[str, Any]:
     """Train a small model for a share of the time, then ask what fresh truths cost it and answer with the loop alone."""
     config = harness.TINY if options.quick else Config(latent_dim=options.latent_dim, width=options.width)
@@ -169,12 +187,10 @@ def small_run(options: argparse.Namespace, kind: str, share: int, seed: int) -> 
     bank = harness.training_bank(options.work, options.bank)
     log = harness.train_seconds(config, recipe, where, bank, options.seconds / share, model=model_class)
     parts = harness.load_parts(where / "weights.npz", config, model_class)
-    fresh = draw_examples(jax.random.key(10_000), bank, options.fresh, weights=length_weights(bank))
-    cost = nats(parts[0], parts[1], fresh, jax.random.key(10_001))
-    problem = {"nats": np.asarray(cost)[np.asarray(fresh.weight) > 0]}
+    cost = np.asarray(nats(parts[0], parts[1], fresh_examples(options, bank), jax.random.key(10_001)))
     budget = replace(harness.QUICK, edits=0) if options.quick else LOOP
     model = Variant(parts, budget=budget, sweep=False)
-    return {"kind": kind, "share": share, "seed": seed, "commit": environment("")["commit"], "training": log, **problem, **recovery(model, options, seed)}
+    return {"kind": kind, "share": share, "seed": seed, "commit": environment("")["commit"], "training": log, "nats": cost, **recovery(model, options, seed)}
 
 
 def compared(runs: list[dict[str, Any]], kind: str) -> dict[str, Any]:
@@ -239,7 +255,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     report: dict[str, Any] = {}
     for part in options.parts:
         if part == "small":
-            harness.training_bank(options.work, options.bank)
+            bank = harness.training_bank(options.work, options.bank)
             tasks = [f"{kind}:{share}:{seed}" for seed in range(options.seeds) for kind in KINDS for share in (SHARES if kind == "plain" else (1,))]
             passed = []
             for name in ("width", "latent_dim", "batch", "seconds", "bank", "every", "fresh"):
@@ -247,6 +263,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
             harness.in_children("ours", tasks, options.jobs, options.work, passed)
             runs = [harness.load_task(options.work, name) for name in tasks]
             report["feedback"], report["reader"], report["examples"] = compared(runs, "blind"), compared(runs, "reader"), scaling(runs)
+            fresh = fresh_examples(options, bank)
+            report["prior_nats"] = harness.interval(prior_nats(bank, fresh))
+            report["shipped_nats"] = harness.interval(nats(*harness.shipped()[:2], fresh, jax.random.key(10_001)))
             report["runs"] = [{k: v for k, v in r.items() if k != "nats"} | {"nats": float(np.mean(r["nats"]))} for r in runs]
         else:
             work = decoding if part == "decoding" else functools.partial(sweep, what=part)
@@ -254,8 +273,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
                 harness.save_task(options.work, part, work(options))
             report[part] = harness.load_task(options.work, part)
     for name, row in report.get("decoding", {}).items():
-        e = row["explained_by_any_thought"]
-        print(f"{name:16s} legal {row['legal']:.2f}, explained {e['value']:.2f} [{e['low']:.2f}, {e['high']:.2f}], {row['ms']:.2f} ms")
+        e = row["fvu_of_the_best_thought"]
+        print(f"{name:16s} legal {row['legal']:.2f}, FVU {e['value']:.2f} [{e['low']:.2f}, {e['high']:.2f}], {row['ms']:.2f} ms")
     for what in ("feedback", "reader"):
         if what in report:
             d, n = report[what]["recovered_difference"], report[what]["nats_difference"]

@@ -7,6 +7,7 @@ at most 1e-10 in float64 wherever the true formula is finite.
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import platform
 import re
@@ -165,8 +166,13 @@ def null_model(model: RefineMath, seed: int = 99, per_length: int = 60_000, *, s
     """
     budget = replace(model.budget, network=False) if search else replace(model.budget, network=False, edits=0, couples=0)
     null = RefineMath(model.latent_dim, model.max_iters, weights=model.weights, budget=budget, sweep=model.sweep)
-    null.prior = np.asarray(make_bank(per_length, seed=seed, excluded=training_exclusions()[0]).tokens)
+    null.prior = _blind_prior(seed, per_length)
     return null
+
+
+@functools.cache
+def _blind_prior(seed: int, per_length: int) -> np.ndarray:
+    return np.asarray(make_bank(per_length, seed=seed, excluded=training_exclusions()[0]).tokens)
 
 
 def warm_up(model: RefineMath, problems: Sequence[Problem]) -> None:

@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from experiments.baselines import INNER, TRM, Tokens, from_gplearn, legal, token
 from refinemath import grammar, parse
 from refinemath.data import Bank, draw_examples, length_weights
 from refinemath.evaluate import heldout_problems, recovered
-from refinemath.language import END, VOCABULARY_SIZE, Formula, encode
+from refinemath.language import END, VOCABULARY_SIZE, Formula, encode, is_constant
 from refinemath.model import Points, no_candidate
 
 CONFIG = replace(harness.TINY, latent_dim=64, width=32)
@@ -235,6 +236,16 @@ def test_nats_are_what_a_formula_costs_to_sample(bank: Bank, reader: int) -> Non
     many = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(rows), *a.shape[1:])), one)
     cost = ours.nats(params, graph, many._replace(tokens=rows), jax.random.key(1), noise=0.0)
     assert float(jnp.sum(jnp.exp(-cost))) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_blind_draw_costs_the_size_of_the_bank(bank: Bank) -> None:
+    """Formulas without constants: one of those with five tokens, when all have five."""
+    weights = length_weights(bank, {5: 1.0})
+    e = draw_examples(jax.random.key(0), bank, 64, weights=weights)
+    plain = jax.tree.map(lambda a: a[~np.asarray(is_constant(e.tokens)).any(axis=1)], e)
+    with mock.patch.object(ours, "length_weights", lambda b: weights):
+        assert np.allclose(ours.prior_nats(bank, plain), np.log(np.diff(np.asarray(bank.start))[5]), atol=1e-5)
+        assert ours.prior_nats(bank, e).max() > ours.prior_nats(bank, plain).max()  # a constant is one more choice
 
 
 def test_decoding_quick() -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import sympy
+from conftest import BUDGET
 
 import refinemath.solve as solve_module
 from refinemath import CheckpointError, DataError, FormulaError, RefineMath, Result, parse
@@ -518,6 +520,8 @@ def test_a_weights_file_that_is_cut_is_a_clear_error(share: float, tmp_path: Pat
         (lambda m: m["config"].update(width=64), "needs"),
         (lambda m: m["config"].update(width="wide"), "does not know|needs"),
         (lambda m: m["config"].update(heads=0), "does not know|needs"),
+        (lambda m: m["config"].update(reader=-1), "does not know"),
+        (lambda m: m["config"].update(reader=128), "missing"),
     ],
 )
 def test_weights_of_another_version_are_a_clear_error(change: Callable[[dict], None], says: str, tmp_path: Path) -> None:
@@ -532,6 +536,14 @@ def test_weights_of_another_width_and_missing_weights_say_so(tmp_path: Path) -> 
     for place in (tmp_path, tmp_path / "none.npz"):
         with pytest.raises(CheckpointError, match="no weights file"):
             RefineMath(weights=place).solve(PARABOLA)
+
+
+def test_weights_with_a_reader_answer_by_their_thoughts_alone() -> None:
+    """The training that goes on: no short formulas and no edits, so what is found the reader has read."""
+    going_on = DATA.parent / "results" / "reader-512.npz"
+    model = RefineMath(max_iters=4, weights=going_on, budget=replace(BUDGET, edits=0), sweep=False)
+    result = model.solve(PARABOLA, time_budget=0.1)
+    assert result.exact and explained(result, X, X**2 - 3) < 1e-20
 
 
 def test_there_are_more_than_two_hundred_bad_inputs() -> None:

@@ -28,6 +28,7 @@ _DIALS = {
     "own_samples": "formulas drawn from a thought, of which the best comes next",
     "noise": "size of the noise in the seed thought",
     "go_on": "share of the batch that goes on from the step before",
+    "slots_alone": "weight of the cross-entropy of slots on their own, for a model with a reader",
     "stillness": "weight of the velocity of thoughts that have nothing left to change",
     "ema": "how slowly the averaged weights follow",
     "seed": "makes the run repeatable",
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", type=Path, required=True, help="folder of the run: log, checkpoint, weights")
     train.add_argument("--latent-dim", type=int, default=512, metavar="D", help="width of the latent (default 512)")
     train.add_argument("--width", type=int, default=128, metavar="W", help="width at which the blocks work (default 128)")
+    train.add_argument("--reader", type=int, default=0, metavar="W", help="width of a reader that goes from slot to slot; 0: none (default 0)")
     train.add_argument("--variables", type=int, default=1, metavar="V", help="most variables of a formula, 1 to 3 (default 1)")
     train.add_argument("--stabiliser", choices=STABILISERS, default="polar", help="what keeps the slots of a thought apart (default polar)")
     for f in fields(Recipe):
@@ -114,7 +116,7 @@ def _train(options: argparse.Namespace) -> int:
 
     if options.distributed:
         jax.distributed.initialize()
-    config = Config(latent_dim=options.latent_dim, width=options.width, variables=options.variables, stabiliser=options.stabiliser)
+    config = Config(latent_dim=options.latent_dim, width=options.width, variables=options.variables, stabiliser=options.stabiliser, reader=options.reader)
     recipe = Recipe(**{f.name: getattr(options, f.name) for f in fields(Recipe)})
     train(config, recipe, options.out)
     return 0

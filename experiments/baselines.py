@@ -21,9 +21,9 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from experiments import harness
-from refinemath import Formula, RefineMath, Result, parse
+from refinemath import Formula, RefineMath, Result, grammar, parse
 from refinemath.data import Bank, draw_examples, length_weights
-from refinemath.language import ARITY, END, MAX_VARIABLES, VARIABLES, VOCABULARY_SIZE
+from refinemath.language import ARITY, MAX_VARIABLES, VARIABLES, VOCABULARY_SIZE
 from refinemath.model import Block, Candidate, Config, Encoded, Encoder, Gain, KeyValue, Points, Refiner, no_candidate
 from refinemath.solve import prepare, read_points
 from refinemath.train import Recipe
@@ -170,20 +170,13 @@ class Tokens(nnx.Module):
                 h = h + block.cross(block.cross_norm(h), key_value, mask)
                 h = h + block.feedforward(h)
                 now.append(own)
-            logits = jnp.where(legal(open_, slots - 1 - i), self.score(h)[:, 0], -jnp.inf)
+            logits = jnp.where(grammar.allowed(open_, slots - 1 - i), self.score(h)[:, 0], -jnp.inf)
             token = jax.random.categorical(jax.random.fold_in(key, i), logits).astype(jnp.int32)
             return (token, jnp.maximum(open_ + jnp.asarray(ARITY)[token] - 1, 0), now), token
 
         kept = [tuple(jnp.zeros((count, slots, w)) for _ in range(2)) for _ in self.blocks]
         start = jnp.full(count, VOCABULARY_SIZE, jnp.int32), jnp.ones(count, jnp.int32), kept
         return jax.lax.scan(step, start, jnp.arange(slots))[1].T
-
-
-def legal(open_: Int[Array, " batch"], left: Array | int) -> Array:
-    """Which tokens keep a prefix formula completable, (batch, vocabulary): `open_` operands are missing, `left` slots follow this one."""
-    arity, token = jnp.asarray(ARITY), jnp.arange(VOCABULARY_SIZE)
-    going_on = (token != END) & (open_[:, None] + arity - 1 <= left)
-    return jnp.where(open_[:, None] == 0, token == END, going_on)
 
 
 def token_loss(graph: Any, bank: Bank, probes: Array, recipe: Recipe) -> Callable[[Any, Array], Array]:

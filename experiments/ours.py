@@ -20,7 +20,7 @@ from flax import nnx
 from jax import Array
 
 from experiments import harness
-from experiments.baselines import BlindModel, Variant, absent, legal
+from experiments.baselines import BlindModel, Variant, absent
 from experiments.latent_drift import explained
 from refinemath import Budget, RefineMath, grammar
 from refinemath.data import Bank, Examples, draw_examples, length_weights
@@ -46,13 +46,22 @@ def recovery(model: RefineMath, options: argparse.Namespace, seed: int = 0) -> d
 # ---------------------------------------------------------------- decoding
 
 
+def from_nothing(model: Any, points: Points, key: Array, noise: float = 0.3) -> Array:
+    """Latents after two steps without a candidate."""
+    encoded, (slots, dim) = model.encoder(points), model.refiner.seed[...].shape
+    z = model.refiner.start(noise * jax.random.normal(key, (points.y.shape[0], slots, dim)))
+    for _ in range(2):
+        z = model.refiner(z, encoded, no_candidate(points, slots))
+    return z
+
+
 @jax.jit
 def masked_greedy(logits: Array) -> Array:
     """Left to right, the likeliest token that keeps the formula completable."""
     batch, slots, _ = logits.shape
 
     def step(open_: Array, i: Array) -> tuple[Array, Array]:
-        token = jnp.argmax(jnp.where(legal(open_, slots - 1 - i), logits[:, i], -jnp.inf), axis=-1)
+        token = jnp.argmax(jnp.where(grammar.allowed(open_, slots - 1 - i), logits[:, i], -jnp.inf), axis=-1)
         return jnp.maximum(open_ + jnp.asarray(ARITY)[token] - 1, 0), token.astype(jnp.int32)
 
     return jax.lax.scan(step, jnp.ones(batch, jnp.int32), jnp.arange(slots))[1].T
@@ -82,11 +91,7 @@ def decoding(options: argparse.Namespace) -> dict[str, Any]:
     @jax.jit
     def think_twice(params: Any, key: Array) -> Array:
         model = nnx.merge(graph, params)
-        encoded = model.encoder(points)
-        z = model.refiner.start(0.3 * jax.random.normal(key, (points.y.shape[0], config.slots, config.latent_dim)))
-        for _ in range(2):
-            z = model.refiner(z, encoded, no_candidate(points, config.slots))
-        return jnp.where(absent(config.variables), -1e9, model.refiner.logits(z))
+        return jnp.where(absent(config.variables), -1e9, model.refiner.logits(from_nothing(model, points, key)))
 
     logits = think_twice(params, jax.random.key(options.seed))
     key = jax.random.key(options.seed + 1)
@@ -99,13 +104,14 @@ def decoding(options: argparse.Namespace) -> dict[str, Any]:
         """The log-probability that the slots give to a formula."""
         return np.asarray(jnp.sum(jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)[..., 0], axis=1))
 
+    run = jax.jit(execute)
     top, rows = weight(ways["exact best"]()), {}
     for name, way in ways.items():
         tokens = way()
         valid = np.asarray(is_legal(tokens))
         safe = jnp.where(jnp.asarray(valid)[:, None], tokens, jnp.zeros_like(tokens).at[:, 0].set(1))  # what is no formula becomes x
         good = np.asarray(explained(safe, points)) & valid
-        fvu = np.asarray(jax.jit(execute)(safe, jnp.asarray(TOKEN_VALUE)[safe], points).fvu)  # of what is no formula: that of x
+        fvu = np.asarray(run(safe, jnp.asarray(TOKEN_VALUE)[safe], points).fvu)  # of what is no formula: that of x
         rows[name] = {
             "legal": float(valid.mean()), "log_probability_lost": harness.interval((top - weight(tokens))[valid], np.mean),
             "same_as_exact": float(np.mean(np.all(np.asarray(tokens) == np.asarray(ways["exact best"]()), axis=1))),
@@ -148,11 +154,7 @@ SHARES = (8, 4, 2, 1)  # a plain model is also trained for these shares of the t
 def nats(params: Any, graph: Any, e: Examples, key: Array, noise: float = 0.3) -> Array:
     """What the true formula costs from nothing: -log of the probability with which it is sampled after two steps without a candidate."""
     model = nnx.merge(graph, params)
-    points = Points(e.x, e.y, e.mask)
-    encoded, nothing = model.encoder(points), no_candidate(points, e.tokens.shape[1])
-    z = model.refiner.start(noise * jax.random.normal(key, (*e.tokens.shape, model.refiner.seed[...].shape[1])))
-    for _ in range(2):
-        z = model.refiner(z, encoded, nothing)
+    z = from_nothing(model, Points(e.x, e.y, e.mask), key, noise)
     if model.refiner.reader is not None:
         return -jnp.sum(model.refiner.log_probability(z, e.tokens), axis=1)
     logits = model.refiner.logits(z)
@@ -177,8 +179,7 @@ def fresh_examples(options: argparse.Namespace, bank: Bank) -> Examples:
 
 def small_run(options: argparse.Namespace, kind: str, share: int, seed: int) -> dict[str, Any]:
     """Train a small model for a share of the time, then ask what fresh truths cost it and answer with the loop alone."""
-    config = harness.TINY if options.quick else Config(latent_dim=options.latent_dim, width=options.width)
-    config = replace(config, reader=config.width if kind == "reader" else 0)
+    config = Config(latent_dim=options.latent_dim, width=options.width, reader=options.width if kind == "reader" else 0)
     model_class = BlindModel if kind == "blind" else Model
     recipe = Recipe(batch=options.batch, seed=seed)
     if kind == "blind":
@@ -188,8 +189,7 @@ def small_run(options: argparse.Namespace, kind: str, share: int, seed: int) -> 
     log = harness.train_seconds(config, recipe, where, bank, options.seconds / share, model=model_class)
     parts = harness.load_parts(where / "weights.npz", config, model_class)
     cost = np.asarray(nats(parts[0], parts[1], fresh_examples(options, bank), jax.random.key(10_001)))
-    budget = replace(harness.QUICK, edits=0) if options.quick else LOOP
-    model = Variant(parts, budget=budget, sweep=False)
+    model = Variant(parts, budget=LOOP, sweep=False)
     return {"kind": kind, "share": share, "seed": seed, "commit": environment("")["commit"], "training": log, "nats": cost, **recovery(model, options, seed)}
 
 

@@ -48,8 +48,10 @@ class Config:
         if self.stabiliser not in STABILISERS:
             raise ValueError(f"stabiliser is {self.stabiliser!r}; it must be one of {', '.join(STABILISERS)}")
         for name, value in vars(self).items():
-            if name != "stabiliser" and (type(value) is not int or value < (name != "reader")):
-                raise ValueError(f"{name} is {value!r}; it must be a positive whole number{', or 0' if name == 'reader' else ''}")
+            if name == "reader" and (type(value) is not int or value < 0):
+                raise ValueError(f"reader is {value!r}; it must be a whole number, 0 or more")
+            if name not in ("stabiliser", "reader") and (type(value) is not int or value < 1):
+                raise ValueError(f"{name} is {value!r}; it must be a positive whole number")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
         if self.latent_dim < 4 * self.slots:

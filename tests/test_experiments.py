@@ -15,7 +15,7 @@ from flax import nnx
 from test_grammar import every_formula
 
 from experiments import flops, growth, halting, harness, latent_drift, ours, scan_fuses, stabiliser, systems
-from experiments.baselines import INNER, TRM, Tokens, from_gplearn, legal, token_samples
+from experiments.baselines import INNER, TRM, Tokens, from_gplearn, token_samples
 from refinemath import grammar, parse
 from refinemath.data import Bank, draw_examples, length_weights
 from refinemath.evaluate import heldout_problems, recovered
@@ -125,7 +125,7 @@ def test_token_decoder_is_causal_and_samples_what_it_scores(plot: Points) -> Non
     scores = jnp.concatenate([score(sharp, s[None]) for s in samples])
     open_ = jnp.ones(3, jnp.int32)
     for i in range(CONFIG.slots):
-        masked = jnp.where(legal(open_, CONFIG.slots - 1 - i), scores[:, i], -jnp.inf)
+        masked = jnp.where(grammar.allowed(open_, CONFIG.slots - 1 - i), scores[:, i], -jnp.inf)
         assert jnp.array_equal(jnp.argmax(masked, axis=-1), samples[:, i])
         open_ = jnp.maximum(open_ + jnp.asarray(grammar.ARITY)[samples[:, i]] - 1, 0)
 

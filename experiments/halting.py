@@ -1,7 +1,8 @@
 """Halting: does late velocity say whether the answer is right, do hard problems take more steps, and how much work does stopping save?
 
-First the search as shipped, one search a problem.  Then a search that never stops: from its curves of velocity and fit every stopping rule is replayed,
-the velocity's, the fit's and a fixed number of steps, and each is given the setting that is cheapest while it keeps 95 % of what the whole run solves.
+First the search as shipped, one search a problem, with and without leaps.  Then a search that never stops: from its curves of velocity and fit
+every stopping rule is replayed, the velocity's, the fit's and a fixed number of steps, and each is given the setting that is cheapest while it
+keeps 95 % of what the whole run solves.
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         converged.append(result.converged)
         curve = np.median(result.velocity, axis=1) if len(result.velocity) else np.zeros(1)
         late.append(curve[curve > 0][-1] if np.any(curve > 0) else 1e-9)
+    plain = RefineMath(max_iters=options.steps, budget=replace(budget, leap=0.0))
+    creeping = [(result.converged, result.iterations) for _, result, _ in harness.answers(plain, problems, seed=options.seed)]
     lengths, rights, taken, lates = np.array(length), np.array(right), np.array(iterations), np.array(late)
 
     params, graph, config = harness.shipped()
@@ -121,6 +124,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
     report = {
         "problems": len(problems), "recovered": harness.interval(rights), "converged": harness.interval(converged),
+        "without leaps": {"converged": harness.interval([c for c, _ in creeping]), "steps": harness.interval([n for _, n in creeping])},
         "late velocity against success, AUC": harness.interval((-lates, rights), auc),
         "velocity at a step against success, AUC": {t: harness.interval((-curves[:, t - 1], solved), auc) for t in at},
         "fit at a step against success, AUC": {t: harness.interval((-fits[:, t - 1], solved), auc) for t in at},
@@ -133,6 +137,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "each": [{"name": p.name, "length": p.length, "recovered": bool(r), "iterations": i, "late_velocity": v}
                  for p, r, i, v in zip(problems, right, iterations, late, strict=True)],
     }  # fmt: skip
+    for name, row in (("with leaps", report["converged"]), ("without", report["without leaps"]["converged"])):
+        print(f"all thoughts settled {name}: {row['value']:.0%} [{row['low']:.0%}, {row['high']:.0%}]")
     for name in ("late velocity against success, AUC", "iterations against length, rank correlation"):
         print(f"{name}: {report[name]['value']:.2f} [{report[name]['low']:.2f}, {report[name]['high']:.2f}]")
     for name, row in report["replay"].items():

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SYSTEMS = {"refinemath": "RefineMath", "null-edits": "without the network", "no-sweep": "without short formulas", "null": "blind draws alone"}
+SYSTEMS = {
+    "refinemath": "RefineMath", "null-edits": "without the network", "no-sweep": "without short formulas", "no-edits": "the network's draws alone",
+    "null": "blind draws alone",
+}  # fmt: skip
 PARTS = {
     "suites": "benchmark formulas",
     "heldout": "held-out formulas of 3 to 12 tokens",

@@ -28,6 +28,7 @@ _DIALS = {
     "own_samples": "formulas drawn from a thought, of which the best comes next",
     "noise": "size of the noise in the seed thought",
     "go_on": "share of the batch that goes on from the step before",
+    "blank": "share of new thoughts that start without a candidate",
     "slots_alone": "weight of the cross-entropy of slots on their own, for a model with a reader",
     "stillness": "weight of the velocity of thoughts that have nothing left to change",
     "ema": "how slowly the averaged weights follow",

@@ -24,7 +24,7 @@ MASK = VOCABULARY_SIZE  # the token of a slot about which nothing is known
 TERMS = 6  # additive terms of a formula that get a coefficient of their own
 STABILISERS = ("rms", "soft", "polar", "muon")
 KEEP = 0.4  # weight of the old thought beside the seed and what is written; at 1 and without the seed it never comes to rest, see chapter 7
-ANCHOR = 6.0  # weight of the seed: well above what the network writes, it makes the step a contraction, see chapter 7 and the model card
+ANCHOR = 10.0  # weight of the seed: well above what the network writes, it makes the step a contraction, see chapter 7 and the model card
 BOUND = 2.0  # what is written into a slot is shorter than this; the rows of the seed have length 1
 GLANCE = 64  # numbers of each slot that the reader sees wherever it stands
 

@@ -2,8 +2,8 @@
 
 A call holds K thoughts about one scatter plot.  Every step moves each latent once, draws formulas from its slots, executes them all, fits the
 constants of the few best and gives each thought its best formula back.  One `lax.while_loop` has two phases: first candidates change; then,
-once a formula passes the reality check or the search steps are used up, the best one stands and the latents settle until their relative
-velocity stays under the threshold.
+once a formula passes the reality check or the search steps are used up, the best one stands and the latents settle, those that creep by leaps,
+until their relative velocity stays under the threshold.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from refinemath.language import (
     nearest_constant,
     structure,
 )
-from refinemath.model import TERMS, Candidate, Encoded, Points, choose, execute, no_candidate
+from refinemath.model import TERMS, Candidate, Encoded, Points, choose, execute, no_candidate, stabilise
 
 POINTS = 64  # the network and the search look at no more points than this
 
@@ -68,6 +68,7 @@ class Budget:
     noise: float = 0.3
     temperature: float = 1.0
     solved: float = 1e-11  # FVU in float32 at which the reality check is passed
+    leap: float = 4.0  # a thought that settles is moved ahead by at most so many of its own moves; 0: never
     shorten: int = 2  # steps without a shorter form after which that is the end of the search
     patience: int = 3  # further searches without a better formula before giving up
     network: bool = True  # False: candidates come from the prior instead, the null model
@@ -79,7 +80,7 @@ class Budget:
         for name in ("edits", "extend", "parts", "couples", "fits_ratio", "shorten", "patience"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a whole number, 0 or more")
-        for name, least in (("noise", 0.0), ("temperature", 1e-3), ("solved", 0.0)):
+        for name, least in (("noise", 0.0), ("temperature", 1e-3), ("solved", 0.0), ("leap", 0.0)):
             if not least <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a number of at least {least:g}")
         if self.samples < self.fits:
@@ -526,10 +527,26 @@ class Carry(NamedTuple):
     pool: Pool
     offers: tuple[Array, Array]  # tokens and values of the formulas to be executed at the next step beside what is drawn
     hits: Int[Array, " thoughts"]
+    before: tuple[Array, Array]  # the latents of the step before, and what the refiner made of them
+    rested: Array  # steps since the candidates last changed
     step: Array
     found_at: Array
     key: Array
     trace: Trace
+
+
+def ahead(
+    z: Float[Array, "thoughts slots dim"], new: Float[Array, "thoughts slots dim"], before: tuple[Array, Array], most: float
+) -> Float[Array, "thoughts slots dim"]:
+    """Where thoughts are heading that went from z to new, after a step from before[0] to before[1].  Chapter 7.
+
+    Anderson's acceleration (1965) of depth one: a thought whose every move is the share q of the last one has q / (1 - q) of its last move before
+    it.  So far it is moved ahead, at most `most` times the move, and not at all where it turns back.
+    """
+    move = new - z
+    change = before[1] - before[0] - move
+    left = jnp.sum(move * change, axis=(1, 2)) / jnp.maximum(jnp.sum(change**2, axis=(1, 2)), 1e-30)
+    return new + jnp.clip(left, 0.0, most)[:, None, None] * (new - before[1])
 
 
 # XLA's newer code generator for the CPU makes loops a fifth faster but needs half as long again to compile them, and a first answer waits for that.
@@ -576,12 +593,18 @@ def think(
             return model.refiner.sample(key, z, budget.samples, budget.temperature).reshape(-1, slots)
         return from_prior(key, prior, thoughts * budget.samples)
 
-    def move(carry: Carry) -> tuple[Array, Array, Array]:
-        new = model.refiner(carry.z, encoded, carry.candidate) if budget.network else carry.z
+    def move(carry: Carry) -> tuple[Array, Array, Array, Array]:
+        refined = new = model.refiner(carry.z, encoded, carry.candidate) if budget.network else carry.z
+        if budget.network and budget.leap:  # what was refined from the same candidate at two steps shows where it leads
+
+            def leap() -> Array:
+                return stabilise(ahead(carry.z, refined, carry.before, budget.leap), model.refiner.stabiliser)
+
+            new = jax.lax.cond(carry.rested >= 2, leap, lambda: refined)
         velocity = jnp.sqrt(jnp.sum((new - carry.z) ** 2, axis=(1, 2)) / jnp.maximum(jnp.sum(carry.z**2, axis=(1, 2)), 1e-12))
         halted = carry.hits >= 2
         hits = jnp.where(halted, carry.hits, jnp.where(velocity < threshold, carry.hits + 1, 0))
-        return jnp.where(halted[:, None, None], carry.z, new), jnp.where(halted, 0.0, velocity), hits
+        return jnp.where(halted[:, None, None], carry.z, new), jnp.where(halted, 0.0, velocity), hits, refined
 
     def searching(carry: Carry) -> Array:
         # what has just been found may have a shorter form
@@ -642,22 +665,22 @@ def think(
         candidate = choose(lags & jnp.isfinite(shared.fvu), shared, candidate)
         found_at = jnp.where(pool.cost[0] < carry.pool.cost[0] - 0.5, carry.step + 1, carry.found_at)
         offers = offer(pool, tokens, values, nodes, carry.step)
-        return carry._replace(candidate=candidate, pool=pool, offers=offers, hits=jnp.zeros_like(carry.hits), found_at=found_at, key=key)
+        return carry._replace(candidate=candidate, pool=pool, offers=offers, hits=jnp.zeros_like(carry.hits), rested=zero, found_at=found_at, key=key)
 
     def settle(carry: Carry) -> Carry:
         """Every thought gets the best formula; from here on nothing but the latents moves."""
         best = jax.tree.map(lambda a: jnp.broadcast_to(a[:1], (thoughts, *a.shape[1:])), carry.pool.candidate())
-        return carry._replace(candidate=best)
+        return carry._replace(candidate=best, rested=carry.rested + 1)
 
     def step(carry: Carry) -> Carry:
-        z, velocity, hits = move(carry)
+        z, velocity, hits, refined = move(carry)
         trace = Trace(
             carry.trace.velocity.at[carry.step].set(velocity),
             carry.trace.fvu.at[carry.step].set(carry.pool.fvu[0]),
             carry.trace.gram.at[carry.step].set(z[0] @ z[0].T),
             carry.trace.latent.at[carry.step].set(z.reshape(thoughts, -1) @ sketch),
         )
-        carry = jax.lax.cond(searching(carry), propose, settle, carry._replace(z=z, hits=hits, trace=trace))
+        carry = jax.lax.cond(searching(carry), propose, settle, carry._replace(z=z, hits=hits, before=(carry.z, refined), trace=trace))
         return carry._replace(step=carry.step + 1)
 
     def going_on(carry: Carry) -> Array:
@@ -690,6 +713,6 @@ def think(
             blank_draws = jnp.zeros((half, slots), jnp.int32), jnp.zeros((half, slots), jnp.float32), jnp.zeros((slots, half, points.y.shape[1]), jnp.float32)
             shapes = jax.eval_shape(offer, pool, *blank_draws, zero)
             offers = jnp.zeros(shapes[0].shape, jnp.int32).at[:, 0].set(1), jnp.zeros(shapes[1].shape, jnp.float32)  # x, many times
-    carry = Carry(z, no_candidate(spread, slots), pool, offers, jnp.zeros(thoughts, jnp.int32), zero, zero, key, blank)
+    carry = Carry(z, no_candidate(spread, slots), pool, offers, jnp.zeros(thoughts, jnp.int32), (z, z), zero, zero, zero, key, blank)
     carry = jax.lax.while_loop(going_on, step, carry)
     return Outcome(carry.pool, carry.z, carry.trace, carry.step, carry.found_at, jnp.all(carry.hits >= 2))

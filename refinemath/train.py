@@ -45,6 +45,7 @@ class Recipe:
     own_samples: int = 8  # samples drawn from the thought, of which the best is executed next
     noise: float = 0.3  # size of the noise in Z_0
     go_on: float = 0.5  # share of the batch that continues from the step before
+    blank: float = 0.3  # share of the others that start without a candidate
     slots_alone: float = 0.2  # weight of the cross-entropy of slots that are read on their own, where the model has a reader
     stillness: float = 0.2  # weight of the relative velocity of thoughts whose candidate did not change
     ema: float = 0.999
@@ -90,13 +91,13 @@ def corrupt(key: Array, tokens: Int[Array, "batch slots"]) -> Int[Array, "batch 
 
 
 def fresh_thoughts(key: Array, model: Model, bank: Bank, recipe: Recipe, weights: Array, probes: Array | None, config: Config) -> Thoughts:
-    """New problems with a seed thought each and a first candidate: none (30 %) or a corrupted one."""
+    """New problems with a seed thought each and a first candidate: none (a share `blank`) or a corrupted one."""
     k = jax.random.split(key, 4)
     examples = draw_examples(k[0], bank, recipe.batch, variables=config.variables, weights=weights, probes=probes)
     points = Points(examples.x, examples.y, examples.mask)
     tokens = corrupt(k[1], examples.tokens)
     started = execute(tokens, jnp.where(tokens == examples.tokens, examples.values, jnp.asarray(TOKEN_VALUE)[tokens]), points)
-    nothing = jax.random.bernoulli(k[2], 0.3, (recipe.batch,))
+    nothing = jax.random.bernoulli(k[2], recipe.blank, (recipe.batch,))
     candidate = choose(nothing, no_candidate(points, config.slots), started)
     noise = recipe.noise * jax.random.normal(k[3], (recipe.batch, config.slots, config.latent_dim))
     return Thoughts(examples, model.refiner.start(noise), candidate)

@@ -47,7 +47,7 @@ class Recipe:
     go_on: float = 0.5  # share of the batch that continues from the step before
     blank: float = 0.3  # share of the others that start without a candidate
     slots_alone: float = 0.2  # weight of the cross-entropy of slots that are read on their own, where the model has a reader
-    stillness: float = 0.2  # weight of the relative velocity of thoughts whose candidate did not change
+    stillness: float = 0.2  # weight of the relative velocity of thoughts whose candidate did not change; with `unroll` 1 there are none
     ema: float = 0.999
     seed: int = 0
     bank_per_length: int = 100_000

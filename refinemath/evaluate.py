@@ -103,7 +103,7 @@ def unexplained(truth: Formula, found: Formula, x: np.ndarray) -> float:
     if good.sum() < 10:
         return 0.0
     guess = found.evaluate(x[None])[good]
-    if not np.all(np.isfinite(guess)):
+    if not np.all(np.abs(guess) < 1e150):  # not finite, or too large to be squared
         return float("inf")
     variance = float(np.mean((y[good] - np.mean(y[good])) ** 2))
     return float(np.mean((y[good] - guess) ** 2)) / max(variance, 1e-300)

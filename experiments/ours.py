@@ -146,7 +146,7 @@ def sweep(options: argparse.Namespace, what: str) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- small models: feedback, reader, examples seen
 
 
-KINDS = ("reader", "blind", "plain")  # one that reads token after token; one that is not shown its candidate; as the shipped model
+KINDS = ("reader", "blind", "plain")  # one that reads token after token; one that is not shown its candidate; slots on their own
 SHARES = (8, 4, 2, 1)  # a plain model is also trained for these shares of the time
 
 

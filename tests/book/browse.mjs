@@ -180,7 +180,8 @@ async function visit(context, origin, path, name, axe) {
     await page.addScriptTag({ content: axe });
     defects.push(...(await page.evaluate(accessibility)));
     if (options.out) await page.screenshot({ path: picture(path, name), fullPage: true });
-    interactive += await page.locator(".interactive").count();
+    const figures = await page.locator(".interactive").count();
+    interactive += figures; // not in one line with the wait: visits run side by side, and what others added meanwhile would be lost
     defects.push(...(await page.evaluate(react)));
     defects.push(...(await page.evaluate(overflow)));
   } catch (error) {

@@ -47,7 +47,7 @@ class Recipe:
     go_on: float = 0.5  # share of the batch that continues from the step before
     blank: float = 0.3  # share of the others that start without a candidate
     slots_alone: float = 0.2  # weight of the cross-entropy of slots that are read on their own, where the model has a reader
-    stillness: float = 0.2  # weight of the relative velocity of thoughts whose candidate did not change; with `unroll` 1 there are none
+    stillness: float = 0.2  # weight of the relative velocity of thoughts whose candidate did not change in the step before
     ema: float = 0.999
     seed: int = 0
     bank_per_length: int = 100_000
@@ -55,11 +55,12 @@ class Recipe:
 
 
 class Thoughts(NamedTuple):
-    """A batch of problems with where each stands: its latent and its candidate."""
+    """A batch of problems with where each stands: its latent, its candidate, and whether (1.0 or 0.0) that candidate outlived the last step."""
 
     examples: Examples
     z: Float[Array, "batch slots dim"]
     candidate: Candidate
+    still: Float[Array, " batch"]
 
 
 class State(NamedTuple):
@@ -100,7 +101,7 @@ def fresh_thoughts(key: Array, model: Model, bank: Bank, recipe: Recipe, weights
     nothing = jax.random.bernoulli(k[2], recipe.blank, (recipe.batch,))
     candidate = choose(nothing, no_candidate(points, config.slots), started)
     noise = recipe.noise * jax.random.normal(k[3], (recipe.batch, config.slots, config.latent_dim))
-    return Thoughts(examples, model.refiner.start(noise), candidate)
+    return Thoughts(examples, model.refiner.start(noise), candidate, jnp.zeros(recipe.batch, jnp.float32))
 
 
 def best_own_sample(key: Array, drawn: Int[Array, "batch count slots"], points: Points, current: Candidate) -> Candidate:
@@ -127,7 +128,7 @@ def loss_fn(params: Any, graph: Any, thoughts: Thoughts, key: Array, recipe: Rec
     slot_weight = slot_weight / jnp.maximum(jnp.sum(slot_weight), 1e-6)
     total = jnp.float32(0)
     metrics: dict[str, Array] = {}
-    still = jnp.zeros_like(e.weight)
+    still = thoughts.still
     for t in range(recipe.unroll):
         before, z = z, model.refiner(z, encoded, candidate)
         velocity = jnp.sum((z - before) ** 2, axis=(1, 2)) / jnp.sum(before**2, axis=(1, 2))
@@ -155,7 +156,7 @@ def loss_fn(params: Any, graph: Any, thoughts: Thoughts, key: Array, recipe: Rec
     metrics["from_nothing"] = jnp.sum(per * blank) / jnp.maximum(jnp.sum(blank), 1)
     metrics["solved"] = jnp.mean(candidate.fvu < 1e-6)
     metrics["loss"] = total / recipe.unroll
-    after = Thoughts(e, jax.lax.stop_gradient(z), candidate)
+    after = Thoughts(e, jax.lax.stop_gradient(z), candidate, still)
     return total / recipe.unroll, (after, metrics)
 
 

@@ -26,7 +26,7 @@ from refinemath import train as module
 from refinemath.data import Bank
 from refinemath.language import ARITY, END, encode
 from refinemath.model import Candidate, Model, Points, execute
-from refinemath.train import Trainer, best_own_sample, corrupt, make_optimizer, release, train, uses_muon
+from refinemath.train import Trainer, best_own_sample, corrupt, make_optimizer, make_trainer, release, train, uses_muon
 
 KEY = jax.random.key(0)
 STEPS = 60
@@ -179,6 +179,20 @@ def test_the_loss_falls(whole_run: Path) -> None:
     curve = losses(whole_run)
     assert len(curve) == STEPS and np.isfinite(curve).all()
     assert curve[-15:].mean() < 0.8 * curve[:5].mean()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:optax")
+def test_stillness_reaches_training_steps_of_one_refiner_step(bank: Bank) -> None:
+    """What decides is the step before, also where that was another training step: nothing is still at first, much of what goes on is later."""
+    trainer = make_trainer(CONFIG, replace(RECIPE, unroll=1, go_on=0.9), bank, None)
+    state = trainer.init()
+    velocities = []
+    for _ in range(3):
+        state, metrics = trainer.step(state)
+        velocities.append(float(metrics["velocity_1"]))
+    assert velocities[0] == 0.0
+    assert velocities[-1] > 0.0
+    assert set(np.unique(state.thoughts.still)) <= {0.0, 1.0}
 
 
 def test_a_run_leaves_a_log_a_checkpoint_and_weights(whole_run: Path) -> None:

@@ -2,7 +2,7 @@
 
 Every step draws new problems, gives half of the batch a corrupted candidate formula and a fresh thought, lets the other half go on from
 where the last step left it, runs two refiner steps with the model's own best sample executed in between, and asks after each for the truth.
-Where the candidate did not change, the latent should not move either: its squared velocity is a small part of the loss, so that thoughts
+Where the candidate did not change, the latent should not move either: its relative velocity is a small part of the loss, so that thoughts
 come to rest.
 """
 

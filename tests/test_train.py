@@ -183,7 +183,7 @@ def test_the_loss_falls(whole_run: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:optax")
 def test_stillness_reaches_training_steps_of_one_refiner_step(bank: Bank) -> None:
-    """What decides is the step before, also where that was another training step: nothing is still at first, much of what goes on is later."""
+    """What decides is the step before, also where that was another training step: nothing is still at first, some of what goes on is later."""
     trainer = make_trainer(CONFIG, replace(RECIPE, unroll=1, go_on=0.9), bank, None)
     state = trainer.init()
     velocities = []

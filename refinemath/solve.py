@@ -46,6 +46,7 @@ from refinemath.search import ANY_CONSTANT, POINTS, Budget, Outcome, think
 FEWEST_POINTS = 4
 COMMON = (1, -1, 2, 0.5)  # constants that short formulas are always tried with
 EXACT = 1e-23  # FVU in float64 under which a fit counts as exact
+SUMS_APART = 1e3  # nats that sums pay on top in every second search, so that nested formulas are not crowded out
 
 
 class DataError(ValueError):
@@ -524,7 +525,7 @@ class RefineMath:
             searched = time.perf_counter()
             key = jax.random.fold_in(jax.random.key(int(seed) % 2**63), attempt)
             with contextlib.nullcontext() if attempt or width in self._compiled_for else kept_compiled():
-                outcome = think(params, graph, prepared.points, key, jnp.float32(threshold), start, prior, budget=self.budget)
+                outcome = think(params, graph, prepared.points, key, jnp.float32(threshold), start, prior, budget=self.budget, sums=SUMS_APART * (attempt % 2))
             for solution in fit_double(outcome, prepared):
                 name = tuple(p for t in sorted(t.skeleton() for t in solution.terms) for p in (*t, ";"))
                 if name not in front or description_length(solution) < description_length(front[name]):

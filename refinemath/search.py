@@ -56,8 +56,9 @@ class Budget:
 
     thoughts: int = 32
     samples: int = 128  # formulas drawn from each thought at each step
-    edits: int = 512  # random edits of the best formulas at each step
-    grafts: int = 128  # subtrees of the best formulas that are exchanged for what their place asks for, at each step
+    edits: int = 1024  # random edits of the best formulas at each step
+    grafts: int = 0  # subtrees of the best formulas that are exchanged for what their place asks for, at each step
+    apart: float = 0.0  # nats that a sum pays on top in every second search, so that nested formulas are not crowded out
     extend: int = 64  # remembered formulas that are offered the terms they lack, at each step
     parts: int = 4096  # different subtrees of what was drawn that are paired with short formulas, at each step
     couples: int = 64  # pairs of each kind (sum, product, quotient) that are executed, at each step
@@ -83,7 +84,7 @@ class Budget:
         for name in ("edits", "grafts", "extend", "parts", "couples", "fits_ratio", "shorten", "patience"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a whole number, 0 or more")
-        for name, least in (("noise", 0.0), ("temperature", 1e-3), ("solved", 0.0), ("leap", 0.0)):
+        for name, least in (("noise", 0.0), ("temperature", 1e-3), ("solved", 0.0), ("leap", 0.0), ("apart", 0.0)):
             if not least <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a number of at least {least:g}")
         if self.samples < self.fits:
@@ -633,7 +634,7 @@ def ahead(
 
 
 # XLA's newer code generator for the CPU makes loops a fifth faster but needs half as long again to compile them, and a first answer waits for that.
-_QUICK_TO_COMPILE = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
+_QUICK_TO_COMPILE = {"xla_cpu_use_fusion_emitters": False}
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "budget"), compiler_options=_QUICK_TO_COMPILE)
@@ -712,7 +713,7 @@ def think(
 
     def propose(carry: Carry) -> Carry:
         """Draw, execute, fit, remember, and give every thought its next candidate."""
-        key, k_draw, k_edit, k_graft, k_other = jax.random.split(carry.key, 5)
+        key, k_draw, k_edit, k_other = jax.random.split(carry.key, 4)
         u = jax.random.uniform(k_other, (2 * thoughts + budget.edits,), minval=1e-6)
         u_lag, u_which, u_parent = u[:thoughts], u[thoughts : 2 * thoughts], u[2 * thoughts :]
 
@@ -754,7 +755,7 @@ def think(
         shared = jax.tree.map(lambda a: a[pick], pool.candidate())
         candidate = choose(lags & jnp.isfinite(shared.fvu), shared, candidate)
         found_at = jnp.where(pool.cost[0] < carry.pool.cost[0] - 0.5, carry.step + 1, carry.found_at)
-        offers = offer(k_graft, pool, tokens, values, nodes, carry.step)
+        offers = offer(jax.random.fold_in(k_other, 1), pool, tokens, values, nodes, carry.step)
         return carry._replace(candidate=candidate, pool=pool, offers=offers, hits=jnp.zeros_like(carry.hits), rested=zero, found_at=found_at, key=key)
 
     def settle(carry: Carry) -> Carry:

@@ -46,7 +46,6 @@ from refinemath.search import ANY_CONSTANT, POINTS, Budget, Outcome, think
 FEWEST_POINTS = 4
 COMMON = (1, -1, 2, 0.5)  # constants that short formulas are always tried with
 EXACT = 1e-23  # FVU in float64 under which a fit counts as exact
-SUMS_APART = 1e3  # nats that sums pay on top in every second search, so that nested formulas are not crowded out
 
 
 class DataError(ValueError):
@@ -275,22 +274,34 @@ def one_fraction(solution: Solution, prepared: Prepared) -> Solution | None:
         return None
 
 
-def choose_solution(front: list[Solution], prepared: Prepared, *, most: int = 8) -> Solution | None:
-    """The formula of least description length among the `most` best, their numbers polished in the user's units and snapped."""
+Known = tuple[dict[Solution, list[Solution]], dict[Solution, Solution]]  # forms of a solution in the user's units; what a form snaps to
+
+
+def choose_solution(front: list[Solution], prepared: Prepared, *, most: int = 8, known: Known | None = None) -> Solution | None:
+    """The formula of least description length among the `most` best, their numbers polished in the user's units and snapped.
+
+    `known` remembers what was worked out, for the next call on the same points.
+    """
+    forms_of, snapped = known or ({}, {})
     seen: list[float] = []
     forms: list[Solution] = []
     for solution in front[: 3 * most]:
         if any(abs(solution.fvu - fvu) <= 1e-6 * fvu for fvu in seen):
             continue  # the same function in other words
-        own = rescale(solution, prepared)
-        if own is not None:
+        if solution not in forms_of:
+            own = rescale(solution, prepared)
+            variants = [] if own is None else [own, multiplied_out(own, prepared), one_fraction(own, prepared)]
+            forms_of[solution] = [appraise(form, prepared.x, prepared.y) for form in variants if form is not None]
+        if forms_of[solution]:
             seen.append(solution.fvu)
-            forms += [appraise(form, prepared.x, prepared.y) for form in (own, multiplied_out(own, prepared), one_fraction(own, prepared)) if form is not None]
-            if own.fvu < EXACT:
+            forms += forms_of[solution]
+            if forms_of[solution][0].fvu < EXACT:
                 break
     finished: list[Solution] = []
     for form in sorted(forms, key=description_length)[:most]:
-        finished.append(snap(form, prepared.x, prepared.y))
+        if form not in snapped:
+            snapped[form] = snap(form, prepared.x, prepared.y)
+        finished.append(snapped[form])
         if finished[-1].fvu < EXACT and len(finished) >= 3:
             break
     return min(finished, key=description_length) if finished else None
@@ -517,31 +528,45 @@ class RefineMath:
         start = jnp.asarray(short_skeletons(config.slots, 32) if self.sweep else np.zeros((0, config.slots), np.uint8))
         prior = jnp.asarray(np.zeros((1, config.slots), np.uint8) if self.prior is None else self.prior)
         front: dict[tuple[str, ...], Solution] = {}
+        known: Known = ({}, {})
         chosen: Solution | None = None
-        agreed = attempt = 0
-        width = (prepared.points.y.shape[1], self.budget)
         kept: Outcome | None = None
-        while True:
-            searched = time.perf_counter()
+        width = (prepared.points.y.shape[1], self.budget)
+        compiled = width in self._compiled_for  # if not, the first search also compiles, and its time predicts nothing
+
+        def search(attempt: int) -> Outcome:
             key = jax.random.fold_in(jax.random.key(int(seed) % 2**63), attempt)
-            with contextlib.nullcontext() if attempt or width in self._compiled_for else kept_compiled():
-                outcome = think(params, graph, prepared.points, key, jnp.float32(threshold), start, prior, budget=self.budget, sums=SUMS_APART * (attempt % 2))
+            apart = self.budget.apart * (attempt % 2)
+            return think(params, graph, prepared.points, key, jnp.float32(threshold), start, prior, budget=self.budget, sums=apart)
+
+        agreed = attempt = 0
+        reading = 0.0  # seconds of the host for one outcome
+        searched = time.perf_counter()
+        with contextlib.nullcontext() if compiled else kept_compiled():
+            outcome = search(0)
+        while True:
+            solved = float(outcome.pool.fvu[0]) <= self.budget.solved  # waits for the device
+            found = time.perf_counter()
+            one_more = found - began + reading + (found - searched if compiled or attempt else 0.0) <= time_budget
+            searched = found
+            # the device searches on while the host reads, unless this is likely to be the end
+            following = search(attempt + 1) if one_more and not solved and agreed < self.budget.patience - 1 else None
             for solution in fit_double(outcome, prepared):
                 name = tuple(p for t in sorted(t.skeleton() for t in solution.terms) for p in (*t, ";"))
                 if name not in front or description_length(solution) < description_length(front[name]):
                     front[name] = solution
-            ranked = sorted(front.values(), key=description_length)
-            now = choose_solution(ranked, prepared)
+            now = choose_solution(sorted(front.values(), key=description_length), prepared, known=known)
             better = chosen is None or (now is not None and description_length(now) < description_length(chosen) - 0.5)
             agreed = 0 if better else agreed + 1
             if better:
                 chosen, kept = now, outcome
-            attempt += 1
-            now_seconds = time.perf_counter()
-            compiled = attempt > 1 or width in self._compiled_for  # the very first search also compiles: its time predicts nothing
-            too_late = now_seconds - began + (now_seconds - searched if compiled else 0.0) > time_budget
-            if (chosen is not None and chosen.fvu < EXACT) or agreed >= self.budget.patience or too_late:
+            reading = time.perf_counter() - found
+            if (chosen is not None and chosen.fvu < EXACT) or agreed >= self.budget.patience or not one_more:
                 break
+            if following is None:
+                searched = time.perf_counter()
+            attempt += 1
+            outcome = search(attempt) if following is None else following
         self._compiled_for.add(width)
         return _result(chosen, sorted(front.values(), key=lambda s: s.length), kept or outcome, prepared, began)
 

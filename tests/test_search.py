@@ -528,6 +528,7 @@ def test_grafts_of_any_pool_are_legal_and_fit_into_the_slots(bank: Bank, plot: P
         ({"thoughts": 0}, "thoughts is 0; it must be a positive whole number"),
         ({"fits": 2.0}, "fits is 2.0; it must be a positive whole number"),
         ({"grafts": -1}, "grafts is -1; it must be a whole number, 0 or more"),
+        ({"apart": -1.0}, "apart is -1.0; it must be a number of at least 0"),
         ({"couples": -1}, "couples is -1; it must be a whole number, 0 or more"),
         ({"temperature": 0.0}, "temperature is 0.0; it must be a number of at least 0.001"),
         ({"solved": float("nan")}, "solved is nan"),

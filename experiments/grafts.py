@@ -1,7 +1,8 @@
-"""Grafts: does exchanging subtrees, with sums kept apart in every second search, find more at the same clock?
+"""Grafts: does exchanging subtrees, or keeping sums apart in every second search, find more at the same clock?
 
 Formulas are drawn as the held-out ones were, with another seed, and none of their skeletons is held out; the shipped network may have met some in
-training, which is the same for both sides.  Every problem is solved by the settings as shipped and with grafts, one right after the other.
+training, which is the same for all sides.  Sides: the settings as shipped; grafts beside all edits; grafts in place of half of the edits, with sums
+kept apart.
 """
 
 from __future__ import annotations
@@ -14,53 +15,57 @@ from typing import Any
 import numpy as np
 
 from experiments import harness
-from refinemath import Budget, RefineMath, parse
+from refinemath import Budget, RefineMath
 from refinemath.evaluate import heldout_problems, recovered, suite_problems, warm_up
 from refinemath.heldout import make_heldout
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Both sides on every problem."""
+    """Every side on every problem; a side that was finished before is not run again."""
     parser = harness.arguments(__doc__)
-    parser.add_argument("--per-length", type=int, default=24, help="formulas of each length")
+    parser.add_argument("--per-length", type=int, default=20, help="formulas of each length")
     parser.add_argument("--shortest", type=int, default=7, help="length of the shortest")
     parser.add_argument("--time-budget", type=float, default=8.0, help="seconds a problem")
     options = parser.parse_args(arguments)
     began = time.perf_counter()
-    base = Budget()
+    base, count = Budget(), 128
     if options.quick:
-        base, options.per_length, options.shortest = harness.QUICK, 1, 11
-    sides = {"without": replace(base, grafts=0, apart=0.0), "with": replace(base, edits=base.edits // 2, grafts=8 if options.quick else 128, apart=1e3)}
-    path = harness.folder(options, "grafts") / f"formulas-{options.seed}-{options.per_length}.csv"
+        base, count, options.per_length, options.shortest = harness.QUICK, 8, 1, 12
+    sides = {"without": base, "grafts": replace(base, grafts=count), "apart": replace(base, edits=base.edits // 2, grafts=count, apart=1e3)}
+    work = harness.folder(options, "grafts")
+    path = work / f"formulas-{options.seed}-{options.per_length}.csv"
     if not path.exists():
         make_heldout(path, seed=778 + options.seed, per_length=options.per_length)
-    held_out = {p.truth.skeleton() for p in (*heldout_problems(harness.DATA / "heldout.csv"), *suite_problems(harness.DATA / "suites.csv")) if p.truth}
     with path.open(encoding="utf-8", newline="") as file:
         lengths = [int(row["length"]) for row in csv.DictReader(file)]
-    problems = [p for p, n in zip(heldout_problems(path), lengths, strict=True) if n >= options.shortest and p.truth.skeleton() not in held_out]
-    models = {side: RefineMath(budget=budget) for side, budget in sides.items()}
-    for model in models.values():
+    held_out = {p.truth.skeleton() for p in (*heldout_problems(harness.DATA / "heldout.csv"), *suite_problems(harness.DATA / "suites.csv")) if p.truth}
+    drawn = zip(heldout_problems(path), lengths, strict=True)
+    problems = [p for p, length in drawn if length >= options.shortest and p.truth and p.truth.skeleton() not in held_out]
+    for side, budget in sides.items():
+        if harness.task_path(work, side).exists():
+            continue
+        model, rows = RefineMath(budget=budget), []
         warm_up(model, problems)
-    each = []
-    for problem in problems:
-        row: dict[str, Any] = {"length": problem.length, "formula": str(parse(str(problem.truth)))}
-        for side, model in models.items():
+        for problem in problems:
             result = model.solve(problem.x, problem.y, time_budget=options.time_budget, seed=options.seed)
-            row[side] = {"recovered": recovered(problem, result), "seconds": result.seconds, "found": str(result.sympy())}
-        each.append(row)
-        print(*("+" if row[side]["recovered"] else "-" for side in sides), problem.length, row["formula"][:100], flush=True)
-    right = {side: np.array([r[side]["recovered"] for r in each]) for side in sides}
+            rows.append({"recovered": recovered(problem, result), "seconds": result.seconds, "found": str(result.sympy())})
+            print("+" if rows[-1]["recovered"] else "-", side, problem.length, str(problem.truth)[:100], flush=True)
+        harness.save_task(work, side, rows)
+    answers = {side: harness.load_task(work, side) for side in sides}
+    right = {side: np.array([r["recovered"] for r in rows]) for side, rows in answers.items()}
+    others = [side for side in sides if side != "without"]
     report = {
-        "problems": len(each), "budgets": {side: asdict(budget) for side, budget in sides.items()},
+        "problems": len(problems), "budgets": {side: asdict(budget) for side, budget in sides.items()},
         "recovered": {side: harness.interval(right[side]) for side in sides},
-        "difference": harness.difference(right["with"], right["without"]),
-        "won": int(np.sum(right["with"] & ~right["without"])), "lost": int(np.sum(right["without"] & ~right["with"])),
-        "median seconds": {side: float(np.median([r[side]["seconds"] for r in each])) for side in sides},
-        "each": each,
+        "minus without": {side: harness.difference(right[side], right["without"]) for side in others},
+        "won": {side: int(np.sum(right[side] & ~right["without"])) for side in others},
+        "lost": {side: int(np.sum(right["without"] & ~right[side])) for side in others},
+        "median seconds": {side: float(np.median([r["seconds"] for r in rows])) for side, rows in answers.items()},
+        "each": [{"length": p.length, "formula": str(p.truth), **{side: answers[side][i] for side in sides}} for i, p in enumerate(problems)],
     }  # fmt: skip
     for side, row in report["recovered"].items():
-        print(f"{side:8s} {row['value']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of {row['n']}, median {report['median seconds'][side]:.1f} s")
-    print(f"won {report['won']}, lost {report['lost']}")
+        duel = "" if side == "without" else f", won {report['won'][side]}, lost {report['lost'][side]}"
+        print(f"{side:8s} {row['value']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of {row['n']}, median {report['median seconds'][side]:.1f} s{duel}")
     return harness.write("grafts", options, report, began)
 
 

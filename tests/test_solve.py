@@ -138,6 +138,36 @@ def test_no_search_starts_after_the_time_budget(solver: RefineMath, hard: np.nda
     assert 1 <= searches(solver, hard, monkeypatch, time_budget=2.5) <= 3
 
 
+def test_the_device_searches_on_while_the_host_reads(hard: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second search begins before the first is read, the one after which patience ends does not; sums are apart in every second one."""
+    events: list[Any] = []
+
+    def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            events.append(options["sums"] if name == "search" else name)
+            return function(*arguments, **options)
+
+        return call
+
+    model = RefineMath(max_iters=4, budget=replace(BUDGET, patience=2, apart=50.0))
+    monkeypatch.setattr(solve_module, "think", noted("search", solve_module.think))
+    monkeypatch.setattr(solve_module, "choose_solution", noted("read", choose_solution))
+    model.solve(hard, time_budget=600)
+    assert events[:4] == [0.0, 50.0, "read", 0.0]  # the first answer is better than none, so patience is whole again
+    assert events[-1] == "read" and 2 * events.count("read") == len(events)  # no search was begun in vain
+
+
+def test_what_is_known_of_a_front_is_not_worked_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = prepare(X[:, None], X**3 + X**2 + X)
+    front = [s for s in (polish(split_terms(parse(t)), X[None], X**3 + X**2 + X) for t in ("x + x**3", "x**2 + x**3", "exp(x)")) if s is not None]
+    known: Any = ({}, {})
+    fresh = choose_solution(front, prepared)
+    first = choose_solution(front, prepared, known=known)
+    monkeypatch.setattr(solve_module, "snap", None)
+    monkeypatch.setattr(solve_module, "rescale", None)
+    assert choose_solution(front, prepared, known=known) is first and first == fresh and len(known[0]) == 3
+
+
 def test_every_way_of_giving_points_gives_the_same_answer(solver: RefineMath, parabola: Result, tmp_path: Path) -> None:
     np.save(tmp_path / "p.npy", PARABOLA)
     pd.DataFrame(PARABOLA, columns=["x", "y"]).to_csv(tmp_path / "p.csv", index=False)

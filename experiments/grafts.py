@@ -7,7 +7,6 @@ kept apart.
 
 from __future__ import annotations
 
-import csv
 import time
 from dataclasses import asdict, replace
 from typing import Any
@@ -36,11 +35,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     path = work / f"formulas-{options.seed}-{options.per_length}.csv"
     if not path.exists():
         make_heldout(path, seed=778 + options.seed, per_length=options.per_length)
-    with path.open(encoding="utf-8", newline="") as file:
-        lengths = [int(row["length"]) for row in csv.DictReader(file)]
     held_out = {p.truth.skeleton() for p in (*heldout_problems(harness.DATA / "heldout.csv"), *suite_problems(harness.DATA / "suites.csv")) if p.truth}
-    drawn = zip(heldout_problems(path), lengths, strict=True)
-    problems = [p for p, length in drawn if length >= options.shortest and p.truth and p.truth.skeleton() not in held_out]
+    problems = [p for p in heldout_problems(path) if p.length >= options.shortest and p.truth and p.truth.skeleton() not in held_out]
     for side, budget in sides.items():
         if harness.task_path(work, side).exists():
             continue

@@ -271,14 +271,11 @@ def _variant(model: RefineMath, system: str) -> RefineMath:
     if system == "no-edits":
         budget = replace(model.budget, edits=0, couples=0)
         return RefineMath(model.latent_dim, model.max_iters, weights=model.weights, budget=budget, sweep=model.sweep)
-    if system == "grafts":
-        budget = replace(model.budget, edits=512, grafts=128, apart=1e3)
-        return RefineMath(model.latent_dim, model.max_iters, weights=model.weights, budget=budget, sweep=model.sweep)
     if system == "null-edits":
         return null_model(model, search=True)
-    raise ValueError(f"unknown system {system!r}; known are refinemath, grafts, no-sweep, no-edits, null, null-edits")
+    raise ValueError(f"unknown system {system!r}; known are refinemath, no-sweep, no-edits, null, null-edits")
 
 
-SYSTEMS = ("refinemath", "grafts", "no-sweep", "no-edits", "null", "null-edits")
+SYSTEMS = ("refinemath", "no-sweep", "no-edits", "null", "null-edits")
 PARTS = ("suites", "heldout", "noise", "real")
 __all__ = ["PARTS", "SYSTEMS", "Budget", "Problem", "evaluate", "heldout_problems", "is_instance", "real_problems", "recovered", "run", "suite_problems"]

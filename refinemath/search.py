@@ -633,8 +633,8 @@ def ahead(
     return new + jnp.clip(left, 0.0, most)[:, None, None] * (new - before[1])
 
 
-# A first answer waits for the compiler.  XLA's newer code generator for the CPU makes loops a fifth faster but needs half as long again to compile
-# them; more optimisation than level 1 makes a search 6 % faster and takes 1.2 s longer.
+# A first answer waits for the compiler.  XLA's newer code generator for the CPU and more optimisation than level 1 would make the loop somewhat
+# faster, and that wait longer than they save in a few answers.
 _QUICK_TO_COMPILE = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
 
 

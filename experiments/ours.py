@@ -2,7 +2,7 @@
 
 Parts: `decoding` reads the same latents of the shipped model in several ways.  `thoughts` and `steps` vary K and T of the loop alone (no sweep, no edits,
 one search), beside the null model with the same numbers.  `small` trains small models for equal time: plain, without the candidate being shown, with a
-reader; and plain ones for shares of that time, which gives recovery against examples seen.
+reader, with a reader that looks back; and plain ones for shares of that time, which gives recovery against examples seen.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def sweep(options: argparse.Namespace, what: str) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- small models: feedback, reader, examples seen
 
 
-KINDS = ("reader", "blind", "plain")  # one that reads token after token; one that is not shown its candidate; slots on their own
+KINDS = ("looks back", "reader", "blind", "plain")  # two that read token after token; one that is not shown its candidate; slots on their own
 SHARES = (8, 4, 2, 1)  # a plain model is also trained for these shares of the time
 
 
@@ -179,12 +179,13 @@ def fresh_examples(options: argparse.Namespace, bank: Bank) -> Examples:
 
 def small_run(options: argparse.Namespace, kind: str, share: int, seed: int) -> dict[str, Any]:
     """Train a small model for a share of the time, then ask what fresh truths cost it and answer with the loop alone."""
-    config = Config(latent_dim=options.latent_dim, width=options.width, reader=options.width if kind == "reader" else 0)
+    reads = kind in ("reader", "looks back")
+    config = Config(latent_dim=options.latent_dim, width=options.width, reader=options.width * reads, reader_heads=4 if kind == "looks back" else 0)
     model_class = BlindModel if kind == "blind" else Model
     recipe = Recipe(batch=options.batch, seed=seed)
     if kind == "blind":
         recipe = replace(recipe, own_samples=1, stillness=0.0)  # nothing to execute for, no candidate to keep
-    where = options.work / f"{kind}-{share}-{seed}"
+    where = options.work / f"{kind.replace(' ', '-')}-{share}-{seed}"
     bank = harness.training_bank(options.work, options.bank)
     log = harness.train_seconds(config, recipe, where, bank, options.seconds / share, model=model_class)
     parts = harness.load_parts(where / "weights.npz", config, model_class)
@@ -193,16 +194,16 @@ def small_run(options: argparse.Namespace, kind: str, share: int, seed: int) -> 
     return {"kind": kind, "share": share, "seed": seed, "commit": environment("")["commit"], "training": log, "nats": cost, **recovery(model, options, seed)}
 
 
-def compared(runs: list[dict[str, Any]], kind: str) -> dict[str, Any]:
-    """A kind beside the plain model of the same time: shares recovered and nats, each also as a difference paired by problem."""
+def compared(runs: list[dict[str, Any]], kind: str, base: str = "plain") -> dict[str, Any]:
+    """A kind beside another one of the same time: shares recovered and nats, each also as a difference paired by problem."""
 
     def mean(of: str, what: str) -> Any:
         return np.mean([r[what] for r in runs if r["kind"] == of and r["share"] == 1], axis=0)
 
-    table = {"recovered": harness.interval(mean(kind, "each")), "recovered_plain": harness.interval(mean("plain", "each"))}
-    table["recovered_difference"] = harness.difference(mean(kind, "each"), mean("plain", "each"))
-    table |= {"nats": harness.interval(mean(kind, "nats")), "nats_plain": harness.interval(mean("plain", "nats"))}
-    return {**table, "nats_difference": harness.difference(mean(kind, "nats"), mean("plain", "nats"))}
+    table = {"recovered": harness.interval(mean(kind, "each")), f"recovered_{base}": harness.interval(mean(base, "each"))}
+    table["recovered_difference"] = harness.difference(mean(kind, "each"), mean(base, "each"))
+    table |= {"nats": harness.interval(mean(kind, "nats")), f"nats_{base}": harness.interval(mean(base, "nats"))}
+    return {**table, "nats_difference": harness.difference(mean(kind, "nats"), mean(base, "nats"))}
 
 
 def scaling(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -263,6 +264,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
             harness.in_children("ours", tasks, options.jobs, options.work, passed)
             runs = [harness.load_task(options.work, name) for name in tasks]
             report["feedback"], report["reader"], report["examples"] = compared(runs, "blind"), compared(runs, "reader"), scaling(runs)
+            report["looks_back"] = compared(runs, "looks back", "reader")
             fresh = fresh_examples(options, bank)
             report["prior_nats"] = harness.interval(prior_nats(bank, fresh))
             report["shipped_nats"] = harness.interval(nats(*harness.shipped()[:2], fresh, jax.random.key(10_001)))
@@ -275,7 +277,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     for name, row in report.get("decoding", {}).items():
         e = row["fvu_of_the_best_thought"]
         print(f"{name:16s} legal {row['legal']:.2f}, FVU {e['value']:.2f} [{e['low']:.2f}, {e['high']:.2f}], {row['ms']:.2f} ms")
-    for what in ("feedback", "reader"):
+    for what in ("feedback", "reader", "looks_back"):
         if what in report:
             d, n = report[what]["recovered_difference"], report[what]["nats_difference"]
             print(f"{what}: recovered {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}], nats {n['value']:+.2f} [{n['low']:+.2f}, {n['high']:+.2f}]")

@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--latent-dim", type=int, default=512, metavar="D", help="width of the latent (default 512)")
     train.add_argument("--width", type=int, default=128, metavar="W", help="width at which the blocks work (default 128)")
     train.add_argument("--reader", type=int, default=0, metavar="W", help="width of a reader that goes from slot to slot; 0: none (default 0)")
+    train.add_argument("--reader-heads", type=int, default=0, metavar="N", help="heads with which it looks back at the thought; 0: it does not (default 0)")
     train.add_argument("--variables", type=int, default=1, metavar="V", help="most variables of a formula, 1 to 3 (default 1)")
     train.add_argument("--stabiliser", choices=STABILISERS, default="polar", help="what keeps the slots of a thought apart (default polar)")
     for f in fields(Recipe):
@@ -117,7 +118,8 @@ def _train(options: argparse.Namespace) -> int:
 
     if options.distributed:
         jax.distributed.initialize()
-    config = Config(latent_dim=options.latent_dim, width=options.width, variables=options.variables, stabiliser=options.stabiliser, reader=options.reader)
+    names = ("latent_dim", "width", "variables", "stabiliser", "reader", "reader_heads")
+    config = Config(**{name: getattr(options, name) for name in names})
     recipe = Recipe(**{f.name: getattr(options, f.name) for f in fields(Recipe)})
     train(config, recipe, options.out)
     return 0

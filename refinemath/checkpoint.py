@@ -77,16 +77,22 @@ def read_meta(path: Path) -> dict[str, Any]:
     return _record(path, _read(path, "__meta__")["__meta__"])
 
 
-def load(path: Path, like: Any) -> tuple[Any, dict[str, Any]]:
-    """The pytree and record of a file.  Names and shapes must be those of `like` exactly; dtypes become those of `like`."""
+def load(path: Path, like: Any, *, grown: bool = False) -> tuple[Any, dict[str, Any]]:
+    """The pytree and record of a file.  Names and shapes must be those of `like` exactly; dtypes become those of `like`.
+
+    With `grown`, `like` may have leaves that the file lacks; they stay as they are.
+    """
     stored = _read(path)
     meta = _record(path, stored.pop("__meta__", np.zeros(0, np.uint8)))
     wanted = named_leaves(like)
-    if stored.keys() != wanted.keys():
-        missing, extra = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
+    missing, extra = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
+    if extra or (missing and not grown):
         raise CheckpointError(f"{path} holds other parameters than this model; missing {missing[:3]}, unexpected {extra[:3]}")
     leaves = []
     for name, leaf in wanted.items():
+        if name not in stored:
+            leaves.append(leaf)
+            continue
         array = stored[name]
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaves.append(jax.random.wrap_key_data(jnp.asarray(array)))

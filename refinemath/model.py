@@ -43,17 +43,20 @@ class Config:
     variables: int = 1
     stabiliser: str = "polar"
     reader: int = 0  # hidden width of the reader; 0: the slots are read independently of one another
+    reader_heads: int = 0  # heads with which the reader looks back at the whole thought, remembering what it has read; 0: it does not
 
     def __post_init__(self) -> None:
         if self.stabiliser not in STABILISERS:
             raise ValueError(f"stabiliser is {self.stabiliser!r}; it must be one of {', '.join(STABILISERS)}")
         for name, value in vars(self).items():
-            if name == "reader" and (type(value) is not int or value < 0):
-                raise ValueError(f"reader is {value!r}; it must be a whole number, 0 or more")
-            if name not in ("stabiliser", "reader") and (type(value) is not int or value < 1):
+            if name.startswith("reader") and (type(value) is not int or value < 0):
+                raise ValueError(f"{name} is {value!r}; it must be a whole number, 0 or more")
+            if name != "stabiliser" and not name.startswith("reader") and (type(value) is not int or value < 1):
                 raise ValueError(f"{name} is {value!r}; it must be a positive whole number")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
+        if self.reader_heads and (not self.reader or self.reader % self.reader_heads):
+            raise ValueError(f"a reader of width {self.reader} does not divide into {self.reader_heads} heads")
         if self.latent_dim < 4 * self.slots:
             raise ValueError(f"latent_dim is {self.latent_dim}; {self.slots} orthogonal slots need at least {4 * self.slots}")
         if not 1 <= self.variables <= MAX_VARIABLES:
@@ -313,14 +316,25 @@ class Encoder(nnx.Module):
         return Encoded(each, summary, points)
 
 
-class Reader(nnx.Module):
-    """Reads a formula off a thought from left to right: what a slot says, corrected by what stands above and beside it in the tree.  Chapter 8.
+class Opened(NamedTuple):
+    """What a thought holds for all readings of it."""
 
-    Slots that are read independently give each token its own probability but lose which tokens go together.
+    each: Float[Array, "batch slots hidden"]  # what every slot contributes to its own token
+    keys: Float[Array, "batch slots heads head"] | None  # by which a reader finds slots when it looks back
+    finds: Float[Array, "batch heads_slots hidden"] | None  # and what it finds there
+
+
+class Reader(nnx.Module):
+    """Reads a formula off a thought from left to right: what a slot says, corrected by what has been read before.  Chapter 8.
+
+    Slots that are read independently give each token its own probability but lose which tokens go together.  A reader knows what stands above and
+    beside the next token in the tree.  With heads it also remembers all that it has read, as numbers that fade each at its own rate, and with them
+    as its question it looks back at all slots of the thought.
     """
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         d, w = config.latent_dim, config.reader
+        self.heads = config.reader_heads
         self.look = Linear(d, w, rngs=rngs)
         self.glance = Linear(d, GLANCE, rngs=rngs)
         self.overview = Linear(config.slots * GLANCE, w, rngs=rngs)
@@ -329,16 +343,49 @@ class Reader(nnx.Module):
         self.sibling = nnx.Param(0.3 * jax.random.normal(rngs.params(), (VOCABULARY_SIZE + 1, w), jnp.float32))
         self.previous = nnx.Param(0.3 * jax.random.normal(rngs.params(), (VOCABULARY_SIZE + 1, w), jnp.float32))
         self.head = nnx.Param(0.02 * jax.random.normal(rngs.params(), (w, VOCABULARY_SIZE), jnp.float32))
+        if self.heads:
+            self.recall = nnx.Param(0.3 * jax.random.normal(rngs.params(), (VOCABULARY_SIZE, w), jnp.float32))
+            self.fade = nnx.Param(1.5 + jax.random.normal(rngs.params(), (w,), jnp.float32))
+            self.from_place = nnx.Param(0.3 * jax.random.normal(rngs.params(), (config.slots, w), jnp.float32))
+            self.to_place = nnx.Param(0.3 * jax.random.normal(rngs.params(), (config.slots, w), jnp.float32))
+            self.key = Linear(d, w, rngs=rngs)
+            self.value = Linear(d, w, rngs=rngs)
+            self.out = Linear(w, w, scale=0.0, rngs=rngs)  # silent until it has learnt something
 
-    def base(self, z: Float[Array, "batch slots dim"]) -> Float[Array, "batch slots hidden"]:
+    def open(self, z: Float[Array, "batch slots dim"]) -> Opened:
         """What the thought itself contributes to every slot, computed once for all readings of it."""
         z = z * jnp.float32(z.shape[-1] ** 0.5)
         overview = self.overview(self.glance(z).reshape(len(z), -1))
-        return self.look(z) + overview[:, None] + self.place[...][None]
+        each = self.look(z) + overview[:, None] + self.place[...][None]
+        if not self.heads:
+            return Opened(each, None, None)
+        keys, values = (a.reshape(*a.shape[:2], self.heads, -1) for a in (self.key(z) + self.to_place[...][None], self.value(z)))
+        finds = jnp.einsum("bshe,hew->bhsw", values, self.out.kernel[...].reshape(self.heads, values.shape[-1], -1))
+        return Opened(each, _norm(keys, jnp.float32(1.0)), finds.reshape(len(z), -1, finds.shape[-1]))
 
-    def correction(self, base: Float[Array, "*batch hidden"], parent: Array, sibling: Array, previous: Array) -> Float[Array, "*batch vocabulary"]:
-        """What is added to the logits of a slot in a given context, see `grammar.context`."""
-        return _dense(_activate(base + self.parent[...][parent] + self.sibling[...][sibling] + self.previous[...][previous]), self.head[...])
+    def begin(self, *shape: int) -> Float[Array, "*shape memory"]:
+        """The memory before anything is read."""
+        return jnp.zeros((*shape, self.head[...].shape[0] if self.heads else 0), jnp.float32)
+
+    def remember(self, memory: Float[Array, "*batch memory"], token: Int[Array, "*batch"]) -> Float[Array, "*batch memory"]:
+        """The memory after one more token; what was there before fades."""
+        if not self.heads:
+            return memory
+        return memory * jax.nn.sigmoid(self.fade[...]).reshape(*[1] * (memory.ndim - 1), -1) + self.recall[...][token]
+
+    def correction(
+        self, opened: Opened, slot: Int[Array, " places"], around: tuple[Array, Array, Array], memory: Float[Array, "batch readings memory"]
+    ) -> Float[Array, "batch readings vocabulary"]:
+        """What is added to the logits of a slot (one for all readings, or one each), see `grammar.context` for what is `around`: each (batch, readings)."""
+        parent, sibling, previous = around
+        context = self.parent[...][parent] + self.sibling[...][sibling] + self.previous[...][previous]
+        hidden = opened.each[:, slot] + context
+        if opened.keys is not None and opened.finds is not None:
+            asked = memory + context + self.from_place[...][slot][None]
+            asked = _norm(asked.reshape(*asked.shape[:2], self.heads, -1), jnp.float32(1.0))
+            score = jnp.einsum("bnhe,bshe->bnhs", asked, opened.keys) * jnp.float32(3.0 * asked.shape[-1] ** -0.5)
+            hidden = hidden + jax.nn.softmax(score, axis=-1).reshape(*score.shape[:2], -1) @ opened.finds
+        return _dense(_activate(hidden), self.head[...])
 
 
 class Refiner(nnx.Module):
@@ -378,8 +425,10 @@ class Refiner(nnx.Module):
         """The logarithm of the probability with which the reader, having read the slots before it, reads the given token in each slot.  Chapter 8."""
         if self.reader is None:
             raise ValueError("these weights have no reader; `grammar.backward` gives the probability of a whole formula")
-        open_, *around = grammar.contexts(tokens)
-        logits = self.logits(z) + self.reader.correction(self.reader.base(z), *around)
+        reader, slots = self.reader, jnp.arange(tokens.shape[1], dtype=jnp.int32)
+        open_, parent, sibling, previous = grammar.contexts(tokens)
+        _, memory = jax.lax.scan(lambda memory, token: (reader.remember(memory, token), memory), reader.begin(len(tokens)), tokens.T)
+        logits = self.logits(z) + reader.correction(reader.open(z), slots, (parent, sibling, previous), jnp.swapaxes(memory, 0, 1))
         left = jnp.arange(tokens.shape[1] - 1, -1, -1, dtype=jnp.int32)
         log_p = jax.nn.log_softmax(jnp.where(grammar.allowed(open_, left), logits, -1e9), axis=-1)
         return jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
@@ -392,20 +441,22 @@ class Refiner(nnx.Module):
         reader = self.reader
         batch, slots, _ = logits.shape
 
-        def step(reading: grammar.Reading, inputs: tuple[Array, Array, Array, Array]) -> tuple[grammar.Reading, Array]:
-            base, logits, u, left = inputs
-            around = (a.reshape(batch, count) for a in grammar.context(reading))
-            weight = logits[:, None] + reader.correction(base[:, None], *around)
-            weight = jnp.where(grammar.allowed(reading.open, left).reshape(batch, count, -1), weight / temperature, -1e9)
+        opened = reader.open(z)
+
+        def step(state: tuple[grammar.Reading, Array], inputs: tuple[Array, Array, Array]) -> tuple[tuple[grammar.Reading, Array], Array]:
+            reading, memory = state
+            slot, logits, u = inputs
+            parent, sibling, previous = (a.reshape(batch, count) for a in grammar.context(reading))
+            weight = logits[:, None] + reader.correction(opened, slot[None], (parent, sibling, previous), memory)
+            weight = jnp.where(grammar.allowed(reading.open, slots - 1 - slot).reshape(batch, count, -1), weight / temperature, -1e9)
             mass = jnp.cumsum(jnp.exp(weight - jnp.max(weight, axis=-1, keepdims=True)), axis=-1)
-            token = jnp.sum(mass <= u[..., None] * mass[..., -1:], axis=-1, dtype=jnp.int32).reshape(-1)
-            return grammar.advance(reading, token), token
+            token = jnp.sum(mass <= u[..., None] * mass[..., -1:], axis=-1, dtype=jnp.int32)
+            return (grammar.advance(reading, token.reshape(-1)), reader.remember(memory, token)), token
 
         uniform = jax.random.uniform(key, (slots, batch, count), maxval=1 - 1e-6)
-        left = jnp.arange(slots - 1, -1, -1, dtype=jnp.int32)
-        steps = jnp.swapaxes(reader.base(z), 0, 1), jnp.swapaxes(logits, 0, 1), uniform, left
-        _, tokens = jax.lax.scan(step, grammar.begin(batch * count, slots), steps)
-        return tokens.T.reshape(batch, count, slots)
+        steps = jnp.arange(slots, dtype=jnp.int32), jnp.swapaxes(logits, 0, 1), uniform
+        _, tokens = jax.lax.scan(step, (grammar.begin(batch * count, slots), reader.begin(batch, count)), steps)
+        return jnp.moveaxis(tokens, 0, -1)
 
     def __call__(self, z: Float[Array, "batch slots dim"], encoded: Encoded, candidate: Candidate) -> Float[Array, "batch slots dim"]:
         """Look at the points, the candidate and its residual; Z_{t+1} = stabilise(KEEP Z_t + ANCHOR seed + what is written)."""

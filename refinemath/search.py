@@ -625,12 +625,18 @@ def ahead(
     """Where thoughts are heading that went from z to new, after a step from before[0] to before[1].  Chapter 7.
 
     Anderson's acceleration (1965) of depth one: a thought whose every move is the share q of the last one has q / (1 - q) of its last move before
-    it.  So far it is moved ahead, at most `most` times the move, and not at all where it turns back.
+    it.  So far it is moved ahead, at most `most` times the move, and not at all where it turns back.  A thought whose moves grow while they keep
+    their direction is leaving an unstable fixed point for another one: it is moved ahead as far as it may.
     """
-    move = new - z
-    change = before[1] - before[0] - move
-    left = jnp.sum(move * change, axis=(1, 2)) / jnp.maximum(jnp.sum(change**2, axis=(1, 2)), 1e-30)
-    return new + jnp.clip(left, 0.0, most)[:, None, None] * (new - before[1])
+    move, last = new - z, before[1] - before[0]
+    change = last - move
+
+    def dot(a: Array, b: Array) -> Array:
+        return jnp.sum(a * b, axis=(1, 2))
+
+    left = jnp.clip(dot(move, change) / jnp.maximum(dot(change, change), 1e-30), 0.0, most)
+    leaves = (dot(move, change) < 0) & (dot(move, last) > 0.8 * jnp.sqrt(dot(move, move) * dot(last, last)))
+    return new + jnp.where(leaves, most, left)[:, None, None] * (new - before[1])
 
 
 # A first answer waits for the compiler.  XLA's newer code generator for the CPU and more optimisation than level 1 would make the loop somewhat

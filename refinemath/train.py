@@ -51,7 +51,7 @@ class Recipe:
     ema: float = 0.999
     seed: int = 0
     bank_per_length: int = 100_000
-    start_from: str = ""  # a weights file whose parameters the run starts from; empty for random ones
+    start_from: str = ""  # a weights file whose parameters the run starts from; those it lacks, and all if it is empty, are random
 
 
 class Thoughts(NamedTuple):
@@ -222,7 +222,7 @@ def make_trainer(config: Config, recipe: Recipe, bank: Bank, probes: Array | Non
         model = Model(config, rngs=nnx.Rngs(recipe.seed))
         params = nnx.state(model)
         if recipe.start_from:
-            params, _ = checkpoint.load(Path(recipe.start_from), params)
+            params, _ = checkpoint.load(Path(recipe.start_from), params, grown=True)
         thoughts = fresh_thoughts(jax.random.fold_in(root, 2**32 - 1), model, bank, recipe, weights, probes, config)
         return State(params, jax.tree.map(jnp.copy, params), optimizer.init(params), thoughts, jnp.zeros((), jnp.int32))
 

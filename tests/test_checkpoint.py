@@ -109,6 +109,16 @@ def test_names_and_shapes_must_be_exactly_these(change, says: str, path: Path) -
         checkpoint.load(path, change(tree()))
 
 
+def test_a_grown_model_keeps_what_the_file_lacks(path: Path) -> None:
+    larger = {**tree(), "extra": jnp.full(2, 7.0)}
+    larger["mask"] = ~larger["mask"]
+    loaded, _ = checkpoint.load(path, larger, grown=True)
+    np.testing.assert_array_equal(loaded["extra"], larger["extra"])
+    np.testing.assert_array_equal(loaded["mask"], tree()["mask"])
+    with pytest.raises(CheckpointError, match=r"unexpected .'mask'"):
+        checkpoint.load(path, {k: v for k, v in larger.items() if k != "mask"}, grown=True)
+
+
 def rewrite(path: Path, meta: bytes | None) -> None:
     with np.load(path) as file:
         arrays = {n: file[n] for n in file.files if n != "__meta__"}

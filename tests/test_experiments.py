@@ -220,16 +220,18 @@ def test_small_models_are_compared_by_problem_and_by_doubling() -> None:
     reader, blind = ours.compared(runs, "reader"), ours.compared(runs, "blind")
     assert reader["recovered_difference"]["value"] == pytest.approx(1 / 3) and blind["recovered_difference"]["value"] == pytest.approx(-1 / 3)
     assert reader["nats_difference"]["value"] == pytest.approx(-2.5) and blind["nats_difference"]["value"] == pytest.approx(1.0)
+    back = ours.compared([*runs, run("looks back", 1, [True, False, True], [9.0, 8.0])], "looks back", "reader")
+    assert back["nats_difference"]["value"] == pytest.approx(-0.5) and back["recovered_reader"]["value"] == 1
     grown = ours.scaling(runs)
     assert [r["examples"] for r in grown["rows"]] == [100, 200, 400, 800] and grown["rows"][0]["nats"]["value"] == pytest.approx(18.5)
     assert grown["nats_per_doubling"]["value"] == pytest.approx(np.polyfit(range(4), [18.5, 14.5, 12.5, 11.5], 1)[0])
     assert grown["recovered_per_doubling"]["value"] == pytest.approx(np.polyfit(range(4), [1 / 3, 1 / 3, 2 / 3, 2 / 3], 1)[0])
 
 
-@pytest.mark.parametrize("reader", [0, 8])
-def test_nats_are_what_a_formula_costs_to_sample(bank: Bank, reader: int) -> None:
+@pytest.mark.parametrize(("reader", "heads"), [(0, 0), (8, 0), (8, 2)])
+def test_nats_are_what_a_formula_costs_to_sample(bank: Bank, reader: int, heads: int) -> None:
     """The probabilities that belong to the costs of all formulas of up to three tokens sum to one, however the slots are read."""
-    config = replace(CONFIG, slots=3, reader=reader)
+    config = replace(CONFIG, slots=3, reader=reader, reader_heads=heads)
     params, graph = harness.parts_of(config)
     one = draw_examples(jax.random.key(0), bank, 1, weights=length_weights(bank, {3: 1.0}))
     rows = jnp.asarray(every_formula(3, list(range(1, VOCABULARY_SIZE))), jnp.int32)

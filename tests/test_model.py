@@ -1,5 +1,7 @@
 """Chapters 3, 4 and 5: what the encoder must not see, what the stabilisers promise, and one step like any other."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -244,13 +246,18 @@ def test_a_thought_never_says_a_variable_that_the_data_lack(tiny_model: Model, z
 # ---------------------------------------------------------------- the reader
 
 
-@pytest.fixture(scope="module")
-def reading() -> tuple[Model, jax.Array]:
+READING = Config(latent_dim=16, width=8, slots=3, heads=2, seeds=2, encoder_blocks=1, refiner_blocks=1, reader=8)
+
+
+@pytest.fixture(scope="module", params=[0, 2], ids=["reads on", "looks back"])
+def reading(request: pytest.FixtureRequest) -> tuple[Model, jax.Array]:
     """A model of three slots that reads token after token, with strong opinions, and two of its thoughts."""
-    config = Config(latent_dim=16, width=8, slots=3, heads=2, seeds=2, encoder_blocks=1, refiner_blocks=1, reader=8)
-    model = Model(config, rngs=nnx.Rngs(1))
-    assert model.refiner.reader is not None
-    model.refiner.reader.head[...] = 20.0 * model.refiner.reader.head[...]
+    model = Model(replace(READING, reader_heads=request.param), rngs=nnx.Rngs(1))
+    reader = model.refiner.reader
+    assert reader is not None
+    reader.head[...] = 20.0 * reader.head[...]
+    if reader.heads:
+        reader.out.kernel[...] = jax.random.normal(KEY, reader.out.kernel.shape)
     return model, model.refiner.start(0.5 * jax.random.normal(KEY, (2, 3, 16)))
 
 
@@ -284,6 +291,23 @@ def test_a_reader_sees_what_it_has_read(reading: tuple[Model, jax.Array]) -> Non
     rows = jnp.asarray([[OPERATOR_TOKEN[name], 1, 0] for name in ("sin", "exp")])
     after = model.refiner.log_probability(jnp.broadcast_to(z[0], (2, *z[0].shape)), rows)[:, 1]
     assert abs(float(after[0] - after[1])) > 1e-3
+
+
+def test_a_reader_that_looks_back_remembers_more_than_the_tree_around_it() -> None:
+    """sin(x) + y and sin(exp(x)) + y: the same parent, sibling, slot and last token before y, but something else has been read."""
+    rows = jnp.asarray([[OPERATOR_TOKEN["add"], OPERATOR_TOKEN[f], OPERATOR_TOKEN[g], 1, 1, 0] for f, g in (("sin", "exp"), ("sin", "log"))])
+    for heads in (0, 2):
+        model = Model(replace(READING, slots=6, latent_dim=32, reader_heads=heads), rngs=nnx.Rngs(1))
+        reader = model.refiner.reader
+        assert reader is not None
+        reader.head[...] = 20.0 * reader.head[...]
+        z = jnp.repeat(model.refiner.start(0.5 * jax.random.normal(KEY, (1, 6, 32))), 2, axis=0)
+        before = model.refiner.log_probability(z, rows)[:, 4]
+        assert float(before[0]) == pytest.approx(float(before[1]), abs=1e-5)  # what it finds is not used before the first step of training
+        if heads:
+            reader.out.kernel[...] = jax.random.normal(KEY, reader.out.kernel.shape)
+        after = model.refiner.log_probability(z, rows)[:, 4]
+        assert (abs(float(after[0] - after[1])) > 1e-3) == (heads > 0)
 
 
 def test_what_is_written_stays_lighter_than_the_seed() -> None:

@@ -150,7 +150,8 @@ def test_a_leap_is_bounded_and_never_goes_back_and_rests_at_a_fixed_point() -> N
 
     assert landed(0.9, 2.0) == pytest.approx(0.81 - 2 * 0.09, abs=1e-5)
     assert landed(-0.5, 4.0) == pytest.approx(0.25)
-    assert landed(1.5, 4.0) == pytest.approx(2.25)  # what grows is not helped on its way
+    assert landed(1.5, 4.0) == pytest.approx(2.25 + 4 * 0.75)  # what grows in one direction leaves an unstable fixed point, as fast as it may
+    assert landed(-1.5, 4.0) == pytest.approx(2.25)  # what turns back is not helped on its way
     rest = jnp.asarray(start)
     np.testing.assert_array_equal(ahead(rest, rest, (rest, rest), 4.0), start)
 

@@ -146,7 +146,7 @@ def sweep(options: argparse.Namespace, what: str) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- small models: feedback, reader, examples seen
 
 
-KINDS = ("looks back", "reader", "blind", "plain")  # two that read token after token; one that is not shown its candidate; slots on their own
+KINDS = ("looks_back", "reader", "blind", "plain")  # two that read token after token; one that is not shown its candidate; slots on their own
 SHARES = (8, 4, 2, 1)  # a plain model is also trained for these shares of the time
 
 
@@ -179,13 +179,13 @@ def fresh_examples(options: argparse.Namespace, bank: Bank) -> Examples:
 
 def small_run(options: argparse.Namespace, kind: str, share: int, seed: int) -> dict[str, Any]:
     """Train a small model for a share of the time, then ask what fresh truths cost it and answer with the loop alone."""
-    reads = kind in ("reader", "looks back")
-    config = Config(latent_dim=options.latent_dim, width=options.width, reader=options.width * reads, reader_heads=4 if kind == "looks back" else 0)
+    reads = kind in ("reader", "looks_back")
+    config = Config(latent_dim=options.latent_dim, width=options.width, reader=options.width * reads, reader_heads=4 if kind == "looks_back" else 0)
     model_class = BlindModel if kind == "blind" else Model
     recipe = Recipe(batch=options.batch, seed=seed)
     if kind == "blind":
         recipe = replace(recipe, own_samples=1, stillness=0.0)  # nothing to execute for, no candidate to keep
-    where = options.work / f"{kind.replace(' ', '-')}-{share}-{seed}"
+    where = options.work / f"{kind}-{share}-{seed}"
     bank = harness.training_bank(options.work, options.bank)
     log = harness.train_seconds(config, recipe, where, bank, options.seconds / share, model=model_class)
     parts = harness.load_parts(where / "weights.npz", config, model_class)
@@ -264,7 +264,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
             harness.in_children("ours", tasks, options.jobs, options.work, passed)
             runs = [harness.load_task(options.work, name) for name in tasks]
             report["feedback"], report["reader"], report["examples"] = compared(runs, "blind"), compared(runs, "reader"), scaling(runs)
-            report["looks_back"] = compared(runs, "looks back", "reader")
+            report["looks_back"] = compared(runs, "looks_back", "reader")
             fresh = fresh_examples(options, bank)
             report["prior_nats"] = harness.interval(prior_nats(bank, fresh))
             report["shipped_nats"] = harness.interval(nats(*harness.shipped()[:2], fresh, jax.random.key(10_001)))

@@ -220,7 +220,7 @@ def test_small_models_are_compared_by_problem_and_by_doubling() -> None:
     reader, blind = ours.compared(runs, "reader"), ours.compared(runs, "blind")
     assert reader["recovered_difference"]["value"] == pytest.approx(1 / 3) and blind["recovered_difference"]["value"] == pytest.approx(-1 / 3)
     assert reader["nats_difference"]["value"] == pytest.approx(-2.5) and blind["nats_difference"]["value"] == pytest.approx(1.0)
-    back = ours.compared([*runs, run("looks back", 1, [True, False, True], [9.0, 8.0])], "looks back", "reader")
+    back = ours.compared([*runs, run("looks_back", 1, [True, False, True], [9.0, 8.0])], "looks_back", "reader")
     assert back["nats_difference"]["value"] == pytest.approx(-0.5) and back["recovered_reader"]["value"] == 1
     grown = ours.scaling(runs)
     assert [r["examples"] for r in grown["rows"]] == [100, 200, 400, 800] and grown["rows"][0]["nats"]["value"] == pytest.approx(18.5)

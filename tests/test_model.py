@@ -294,7 +294,7 @@ def test_a_reader_sees_what_it_has_read(reading: tuple[Model, jax.Array]) -> Non
 
 
 def test_a_reader_that_looks_back_remembers_more_than_the_tree_around_it() -> None:
-    """sin(x) + y and sin(exp(x)) + y: the same parent, sibling, slot and last token before y, but something else has been read."""
+    """sin(exp(x)) + x and sin(log(x)) + x: the same parent, sibling, slot and last token before the second x, but something else has been read."""
     rows = jnp.asarray([[OPERATOR_TOKEN["add"], OPERATOR_TOKEN[f], OPERATOR_TOKEN[g], 1, 1, 0] for f, g in (("sin", "exp"), ("sin", "log"))])
     for heads in (0, 2):
         model = Model(replace(READING, slots=6, latent_dim=32, reader_heads=heads), rngs=nnx.Rngs(1))

@@ -61,7 +61,7 @@ pdf: $(READY)
 	node tests/book/print.mjs
 
 # every record of results/ anew, a day of work; what is in runs/ is not done again.  QUICK=--quick goes through it in minutes and writes nothing
-EXPERIMENTS := scan_fuses flops profile growth halting grafts stabiliser latent_drift muon_vs_adamw ours systems
+EXPERIMENTS := scan_fuses flops profile growth halting undo stabiliser latent_drift muon_vs_adamw ours systems
 results: $(READY)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r experiments/requirements.txt
 	for name in $(EXPERIMENTS); do $(BIN)/python -m experiments.$$name $(QUICK) || exit 1; done

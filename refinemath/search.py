@@ -18,7 +18,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from refinemath.fit import centre, coefficients, levenberg_marquardt, orthonormal, without
+from refinemath.fit import centre, levenberg_marquardt, without
 from refinemath.language import (
     CONSTANT_BINS,
     END,
@@ -30,12 +30,10 @@ from refinemath.language import (
     TOKEN_PRICE,
     TOKEN_VALUE,
     VOCABULARY_SIZE,
-    additive_terms,
     evaluate,
     evaluate_nodes,
     is_constant,
     nearest_constant,
-    sensitivities,
     structure,
 )
 from refinemath.model import TERMS, Candidate, Encoded, Points, choose, execute, no_candidate, stabilise
@@ -57,8 +55,6 @@ class Budget:
     thoughts: int = 32
     samples: int = 128  # formulas drawn from each thought at each step
     edits: int = 1024  # random edits of the best formulas at each step
-    grafts: int = 0  # subtrees of the best formulas that are exchanged for what their place asks for, at each step
-    apart: float = 0.0  # nats that a sum pays on top in every second search, so that nested formulas are not crowded out
     extend: int = 64  # remembered formulas that are offered the terms they lack, at each step
     parts: int = 4096  # different subtrees of what was drawn that are paired with short formulas, at each step
     couples: int = 64  # pairs of each kind (sum, product, quotient) that are executed, at each step
@@ -81,10 +77,10 @@ class Budget:
         for name in ("thoughts", "samples", "fits", "fit_steps", "fits_short", "keep", "search_steps", "steps"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a positive whole number")
-        for name in ("edits", "grafts", "extend", "parts", "couples", "fits_ratio", "shorten", "patience"):
+        for name in ("edits", "extend", "parts", "couples", "fits_ratio", "shorten", "patience"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a whole number, 0 or more")
-        for name, least in (("noise", 0.0), ("temperature", 1e-3), ("solved", 0.0), ("leap", 0.0), ("apart", 0.0)):
+        for name, least in (("noise", 0.0), ("temperature", 1e-3), ("solved", 0.0), ("leap", 0.0)):
             if not least <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a number of at least {least:g}")
         if self.samples < self.fits:
@@ -137,18 +133,17 @@ def skeleton_hash(tokens: Int[Array, "batch slots"]) -> Int[Array, " batch"]:
     return (h >> 1).astype(jnp.int32)
 
 
-def cost_of(tokens: Int[Array, "batch slots"], fvu: Float[Array, " batch"], points: Array, sums: Array | float = 0.0) -> Float[Array, " batch"]:
+def cost_of(tokens: Int[Array, "batch slots"], fvu: Float[Array, " batch"], points: Array) -> Float[Array, " batch"]:
     """Description length in nats, much as `fit.description_length`; infinite where the formula is undefined.
 
-    Leverages are not known here; the numbers pay as in the corrected criterion of Akaike (Hurvich & Tsai 1989) instead.  A formula that is a
-    sum as a whole pays `sums` on top.
+    Leverages are not known here; the numbers pay as in the corrected criterion of Akaike (Hurvich & Tsai 1989) instead.
     """
     function = jnp.asarray(IS_FUNCTION)[tokens]
     nested = jnp.sum(function[:, :-1] & function[:, 1:], axis=1, dtype=jnp.int32).astype(jnp.float32)
     splits = (tokens == OPERATOR_TOKEN["add"]) | (tokens == OPERATOR_TOKEN["sub"])
     numbers = 2.0 + jnp.sum(is_constant(tokens) | splits, axis=1, dtype=jnp.int32).astype(jnp.float32)  # every sum counted as one more term
     price = numbers * jnp.minimum(points / jnp.maximum(points - numbers - 1.0, 0.5), 8.0)
-    price = price + jnp.sum(jnp.asarray(TOKEN_PRICE)[tokens], axis=1) + NESTING_PRICE * nested + jnp.where(splits[:, 0], sums, 0.0)
+    price = price + jnp.sum(jnp.asarray(TOKEN_PRICE)[tokens], axis=1) + NESTING_PRICE * nested
     return price + 0.5 * points * jnp.log(jnp.where(jnp.isfinite(fvu), fvu, jnp.inf) + 1e-13)
 
 
@@ -208,9 +203,9 @@ def merge(pool: Pool, new: Pool) -> Pool:
     return jax.tree.map(lambda a: a[order[best]], everything)._replace(cost=cost[best])
 
 
-def most_promising(candidates: Candidate, groups: int, most: int, points: Array, sums: Array | float = 0.0) -> Int[Array, " chosen"]:
+def most_promising(candidates: Candidate, groups: int, most: int, points: Array) -> Int[Array, " chosen"]:
     """Indices of the `most` best formulas with different skeletons in each of `groups` equal groups."""
-    cost = cost_of(candidates.tokens, candidates.fvu, points, sums).reshape(groups, -1)
+    cost = cost_of(candidates.tokens, candidates.fvu, points).reshape(groups, -1)
     name = skeleton_hash(candidates.tokens).reshape(groups, -1)
     order, ranked = cheapest_of_each(name, cost)
     top = jnp.take_along_axis(order, jax.lax.top_k(-ranked, most)[1], axis=1)
@@ -302,7 +297,7 @@ def make_library(key: Array, skeletons: Int[Array, "start slots"], points: Point
     return Library(tokens, values, y, jnp.where(size > 0, centred / jnp.maximum(size, 1e-30), 0.0))
 
 
-def sweep(library: Library, points: Points, most: int, sums: Array | float = 0.0) -> Pool:
+def sweep(library: Library, points: Points, most: int) -> Pool:
     """The library's `most` best formulas of different skeletons, each fitted up to scale and offset."""
     mask = points.mask
     target, mean = centre(points.y, mask)
@@ -312,11 +307,11 @@ def sweep(library: Library, points: Points, most: int, sums: Array | float = 0.0
     fvu = jnp.where(gain == 0, jnp.inf, fvu)
     all_of_it = Candidate(library.tokens, library.values, library.unit, fvu)
     count = jnp.sum(mask).astype(jnp.float32)
-    best = most_promising(all_of_it, 1, most, count, sums)
+    best = most_promising(all_of_it, 1, most, count)
     unit = library.unit[best]
     rows = jnp.zeros((most, TERMS, unit.shape[1]), unit.dtype).at[:, 0].set(unit)
     fitted = jnp.where(mask, mean + gain[best, None] * unit, 0.0)
-    return Pool(library.tokens[best], library.values[best], fitted, fvu[best], cost_of(library.tokens[best], fvu[best], count, sums), rows)
+    return Pool(library.tokens[best], library.values[best], fitted, fvu[best], cost_of(library.tokens[best], fvu[best], count), rows)
 
 
 def together(*formulas: tuple[Array, Array]) -> tuple[Int[Array, "batch slots"], Float[Array, "batch slots"]]:
@@ -460,85 +455,6 @@ def couple(parts: Parts, library: Library, points: Points, most: int) -> tuple[I
     return or_x((m + n < slots) & (n > 0), *pairs)  # where no pair fits, the formula is x
 
 
-def graft(
-    key: Array, pool: Pool, library: Library, points: Points, most: int, choices: int = 2
-) -> tuple[Int[Array, "batch slots"], Float[Array, "batch slots"]]:
-    """Remembered formulas in which one subtree, drawn at random, is exchanged for a short formula g: the one that the rest asks for.  Chapter 8.
-
-    How the fitted curve moves with the value s of the subtree, its slope J, comes from one sweep of `sensitivities`.  To first order the formula
-    with g in place of s fits y ~ b + (curve - J s) + J (a g + c), linear in all it does not know, so that a few matrix products say how well each
-    of the library's entries would do: the best one from each of `choices` parts of it counts.  It is put in as g, g + c, a g, and a g + c.  This is
-    semantic backpropagation (Pawlak, Wieloch & Krawiec 2015) by slopes instead of inverses.  What would not fit into the slots becomes x.
-    """
-    keep, slots = pool.tokens.shape
-    row = jnp.arange(most, dtype=jnp.int32)
-    u_parent, u_place = jax.random.uniform(key, (2, most), minval=1e-6)
-    parent = jnp.minimum((-jnp.log(u_parent) * (keep / 4)).astype(jnp.int32), keep - 1)
-    parent = jnp.where(jnp.isfinite(pool.fvu[parent]), parent, 0)
-    tokens, values = pool.tokens[parent], pool.values[parent]
-    length = jnp.sum(tokens != END, axis=1, dtype=jnp.int32)
-    at = jnp.minimum(1 + (u_place * (length - 1).astype(jnp.float32)).astype(jnp.int32), slots - 1)
-    sizes = structure(tokens)[0]
-    size = sizes[row, at]
-
-    # what the curve is made of: the terms with their coefficients, and how it moves with the subtree
-    nodes = evaluate_nodes(tokens, values, points.x)
-    starts, term = additive_terms(tokens, TERMS)
-    terms = jnp.where(term[..., None] & points.mask[:, None], nodes[starts, row[:, None]], 0.0)
-    weights = coefficients(pool.rows[parent], terms, jnp.broadcast_to(points.y, (most, points.y.shape[1])))
-    by_term = jnp.zeros_like(nodes).at[starts, row[:, None]].add(jnp.where(term, weights, 0.0)[..., None])
-    slope = jnp.where(points.mask, sensitivities(tokens, nodes, by_term)[at, row], 0.0)
-    steepest = jnp.max(jnp.abs(slope), axis=1)
-    useful = (length > 1) & (steepest > 1e-6) & (steepest < 1e6)  # False where it is NaN
-    slope = jnp.where(useful[:, None], slope, 0.0)
-    around = term & (starts <= at[:, None]) & (at[:, None] < starts + jnp.take_along_axis(sizes, starts, axis=1))  # the term that holds the subtree
-    without_it = terms * weights[..., None] - jnp.where(around[..., None], (slope * jnp.where(points.mask, nodes[at, row], 0.0))[:, None], 0.0)
-
-    # what each entry of the library would explain in its place
-    points, g, slope, without_it = thinned(points, library.y, slope, without_it)
-    count = jnp.sum(points.mask).astype(jnp.float32)
-    mask = jnp.broadcast_to(points.mask, slope.shape)
-    target = centre(jnp.broadcast_to(points.y, slope.shape), mask)[0]
-    known, defined = orthonormal(jnp.concatenate([without_it, slope[:, None]], axis=1), jnp.concatenate([term, useful[:, None]], axis=1), mask)
-    residual = jnp.where((useful & defined)[:, None], without(target, known), 0.0)
-    norm = jnp.maximum(jnp.sqrt(jnp.sum(g**2, axis=1, keepdims=True)), 1e-30)
-    g = g / norm
-    square, moved = slope**2 @ (g**2).T, (slope * residual) @ g.T
-    taken = jnp.concatenate([slope[:, None] * known, slope[:, None] / jnp.sqrt(count)], axis=1)
-    left_over = square - jax.lax.scan(lambda sum_, rows: (sum_ + (rows @ g.T) ** 2, None), jnp.zeros_like(square), jnp.swapaxes(taken, 0, 1))[0]
-    gain = jnp.where(left_over > 1e-4 * square, moved**2 / jnp.maximum(left_over, 1e-30), 0.0)
-    entry_length = jnp.sum(library.tokens != END, axis=1, dtype=jnp.int32)
-    gain = jnp.where((length - size)[:, None] + entry_length[None] <= slots, gain, 0.0)
-    fvu = (jnp.sum(residual**2, axis=1, keepdims=True) - gain) / jnp.maximum(jnp.sum(target**2, axis=1, keepdims=True), 1e-30)
-    cost = jnp.where(gain > 0, jnp.log(jnp.maximum(fvu, 1e-7)) + 5.0 / count * entry_length[None].astype(jnp.float32), jnp.inf)
-    part = cost.shape[1] // choices
-    best = jnp.argmin(cost[:, : part * choices].reshape(most, choices, part), axis=-1).astype(jnp.int32) + part * jnp.arange(choices, dtype=jnp.int32)[None]
-    useful = jnp.isfinite(jnp.take_along_axis(cost, best, axis=1))
-    factor = jnp.where(useful, jnp.take_along_axis(moved / jnp.maximum(left_over, 1e-30), best, axis=1), 1.0)
-    # with this factor and the other coefficients held, the shift follows
-    missing = target[:, None] - jnp.sum(without_it, axis=1)[:, None] - factor[..., None] * slope[:, None] * g[best]
-    flat, steep = (jnp.where(mask[:, None], v - jnp.sum(v, axis=-1, keepdims=True) / count, 0.0) for v in (missing, slope[:, None]))
-    shift = jnp.sum(flat * steep, axis=-1) / jnp.maximum(jnp.sum(steep**2, axis=-1), 1e-12 * jnp.sum(slope**2, axis=-1, keepdims=True) + 1e-30)
-    factor = factor / norm[best, 0]
-    factor = jnp.where(jnp.abs(factor) > 1e-6, factor, 1.0)
-
-    # written out in four ways
-    entry, again = jnp.tile(best.reshape(-1), 4), jnp.tile(jnp.repeat(row, choices), 4)
-    factor, shift, useful = (jnp.tile(v.reshape(-1), 4) for v in (factor, shift, useful))
-    way = jnp.repeat(jnp.arange(4, dtype=jnp.int32), most * choices)
-    shifted, scaled = way % 2, way // 2
-    shift = jnp.where(scaled == 1, shift, shift / factor)
-    tokens, values, at, length, size = (a[again] for a in (tokens, values, at, length, size))
-    onward = jnp.clip(jnp.arange(slots, dtype=jnp.int32)[None] + (at + size)[:, None], 0, slots - 1)
-    text = spelled(
-        slots, (tokens, values, at), (*sign(jnp.full_like(entry, OPERATOR_TOKEN["add"]))[:2], shifted), (*sign(nearest_constant(shift), shift)[:2], shifted),
-        (*sign(jnp.full_like(entry, OPERATOR_TOKEN["mul"]))[:2], scaled), (*sign(nearest_constant(factor), factor)[:2], scaled),
-        (library.tokens[entry], library.values[entry], entry_length[entry]),
-        (jnp.take_along_axis(tokens, onward, axis=1), jnp.take_along_axis(values, onward, axis=1), length - at - size),
-    )  # fmt: skip
-    return or_x(useful & (length - size + entry_length[entry] + 2 * (shifted + scaled) <= slots), *text)
-
-
 def ratios(library: Library, points: Points, most: int) -> tuple[Int[Array, "most slots"], Float[Array, "most slots"]]:
     """The `most` best quotients 1 / (g + d) and f / (g + d) of different skeletons: g any entry of the library, f one of the first, d free.
 
@@ -655,15 +571,16 @@ def think(
     prior: Int[Array, "formulas slots"],
     *,
     budget: Budget,
-    sums: Array | float = 0.0,
+    at_most: Array | int | None = None,
 ) -> Outcome:
     """Search with K thoughts at once.
 
     `points` is one scatter plot (batch size 1, 32 or 64 of them, padded, sorted by x where there is one variable).  `start` are skeletons that are
     tried before the loop (all short formulas, or none: shape (0, slots)).  `prior` serves the null model alone.  The whole search is one
-    compiled program; memory does not grow with the number of steps taken.  `sums`: nats that a formula pays on top if it is a sum as a whole;
-    where that is much, the search looks for one nested formula instead.
+    compiled program; memory does not grow with the number of steps taken.  `at_most`: candidates change during so many steps, if that is
+    fewer than `budget.search_steps`.
     """
+    last = jnp.minimum(budget.search_steps, budget.search_steps if at_most is None else at_most)
     model = nnx.merge(graph, params)
     thoughts, dim = budget.thoughts, model.refiner.seed[...].shape[1]
     slots = model.refiner.seed[...].shape[0]
@@ -701,17 +618,15 @@ def think(
 
     def searching(carry: Carry) -> Array:
         # what has just been found may have a shorter form
-        return (carry.step < budget.search_steps) & ((carry.pool.fvu[0] > budget.solved) | (carry.step < carry.found_at + budget.shorten))
+        return (carry.step < last) & ((carry.pool.fvu[0] > budget.solved) | (carry.step < carry.found_at + budget.shorten))
 
-    price = functools.partial(cost_of, points=count, sums=sums)
+    price = functools.partial(cost_of, points=count)
 
     def offer(key: Array, pool: Pool, tokens: Array, values: Array, nodes: Array, step: Array) -> tuple[Array, Array]:
         """Remembered formulas with terms they lack or a subtree exchanged; short formulas paired with parts of what was drawn, first with one another."""
         if not budget.edits or not start.shape[0]:
             return nothing
         extended = extend(pool, library, points, min(budget.extend, budget.keep))
-        if budget.grafts:
-            extended = together(extended, graft(key, pool, library, points, budget.grafts))
         if not len(shortest.tokens):
             return extended
         subtrees = distinct_parts(tokens[:half], values[:half], nodes[:, :half], points, len(whole.tokens))
@@ -739,10 +654,10 @@ def think(
         nodes = evaluate_nodes(tokens, values, points.x)
         drawn = execute(tokens, values, points, nodes)
         own = thoughts * budget.samples
-        chosen = most_promising(jax.tree.map(lambda a: a[:own], drawn), thoughts, budget.fits, count, sums)
+        chosen = most_promising(jax.tree.map(lambda a: a[:own], drawn), thoughts, budget.fits, count)
         if budget.edits:
             others = jax.tree.map(lambda a: a[own:], drawn)
-            chosen = jnp.concatenate([chosen, own + most_promising(others, 8, min(10, len(others.fvu) // 8), count, sums)])
+            chosen = jnp.concatenate([chosen, own + most_promising(others, 8, min(10, len(others.fvu) // 8), count)])
         again = min(64, budget.keep)  # the constants of the best remembered formulas go on being fitted
         fit_next = [(tokens[chosen], values[chosen]), (pool.tokens[:again], pool.values[:again])]
         if start.shape[0]:  # and those of short formulas and quotients, the best first
@@ -803,7 +718,7 @@ def think(
             queues.append(ratios(library, points, budget.search_steps * budget.fits_ratio))
         turns = [[a.reshape(budget.search_steps, -1, slots) for a in queue] for queue in queues]
         waiting = [jnp.concatenate(arrays, axis=1) for arrays in zip(*turns, strict=True)]
-        best = sweep(library, points, min(budget.keep, start.shape[0]), sums)
+        best = sweep(library, points, min(budget.keep, start.shape[0]))
         pool = jax.tree.map(lambda a, b: a.at[: len(b)].set(b), pool, best)
         # at the first step the parts are short formulas themselves
         whole = Parts(*(a[: min(budget.parts, half * slots)] for a in (library.tokens, library.values, library.y)))

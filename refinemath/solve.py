@@ -10,7 +10,7 @@ import numbers
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -33,6 +33,7 @@ from refinemath.language import (
     VARIABLES,
     Formula,
     FormulaError,
+    combine,
     decode,
     encode,
     is_constant,
@@ -185,6 +186,64 @@ def prepare(x: np.ndarray, y: np.ndarray) -> Prepared:
     return Prepared(points, factor, u, x.T, y)
 
 
+# ---------------------------------------------------------------- one operation undone
+
+UNDO: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {  # what later searches undo, in this order: t from y and x1
+    "exp": lambda y, x: np.log(np.abs(y)), "mul": lambda y, x: y / x, "inv": lambda y, x: 1.0 / y, "square": lambda y, x: np.sqrt(np.abs(y)),
+    "sqrt": lambda y, x: y * y, "div": lambda y, x: y * x, "log": lambda y, x: np.exp(y),
+}  # fmt: skip
+SHORT_SEARCH = 4  # search steps where one operation is undone: what is left is shorter
+
+
+def undone(operation: str, prepared: Prepared) -> Prepared | None:
+    """The points with t in place of y, where y = operation(t): log |y| for "exp", y / x1 for "mul", y x1 for "div", and so on.  Chapter 8.
+
+    None where y does not allow it: numbers of both signs under a root or a logarithm, a zero in a denominator, numbers beyond float64.
+    """
+    y, x = prepared.y, prepared.u[0]
+    size = np.abs(y)
+    if operation in ("exp", "square", "sqrt"):
+        allowed = bool(np.all(y > 0) or np.all(y < 0))
+    elif operation == "inv":
+        allowed = bool(np.min(size) > 1e-4 * np.max(size))
+    elif operation == "mul":
+        allowed = bool(np.min(np.abs(x)) > 1e-3 * np.max(np.abs(x)))
+    else:
+        allowed = operation == "div" or bool(np.max(size) < 20.0)
+    if not allowed:
+        return None
+    with np.errstate(over="ignore"):
+        t = UNDO[operation](y, x)
+    if not np.all(np.abs(t) < 1e100) or np.ptp(t) <= 1e-9 * np.max(np.abs(t)):
+        return None
+    return prepare(prepared.x.T, t)
+
+
+def redone(operation: str, solution: Solution, prepared: Prepared) -> Solution | None:
+    """A formula for t made one for y, all its numbers fitted again, with a factor and an offset; None where it is undefined."""
+    if not solution.terms:
+        return None
+    if operation == "mul":
+        return polish([*(Formula(("mul", "x1", *t.parts)) for t in solution.terms), Formula(("x1",))], prepared.u, prepared.y)
+    if operation == "div":
+        return polish([*(Formula(("div", *t.parts, "x1")) for t in solution.terms), Formula(("inv", "x1"))], prepared.u, prepared.y)
+    # a factor inside is none of exp's own, but one in front of the other operations
+    scale = {"exp": 1.0, "sqrt": abs(solution.coefficients[0]), "log": abs(solution.coefficients[0])}.get(operation, solution.coefficients[0]) or 1.0
+    rounding = 1e-12 * max(map(abs, solution.coefficients))
+    offset = 0.0 if operation == "exp" or abs(solution.offset) < rounding else solution.offset / scale
+    inner = combine(solution.terms, [a / scale for a in solution.coefficients], offset)
+    return polish([Formula((operation, *inner.parts))], prepared.u, prepared.y)
+
+
+def planned(prepared: Prepared, operations: Sequence[str]) -> Callable[[int], tuple[str, Prepared]]:
+    """What each search looks at: the points as they are ("") first and after every four others, which undo the `operations` that y allows."""
+    views = [(name, view) for name in operations if (view := undone(name, prepared)) is not None]
+    turns: list[tuple[str, Prepared]] = []
+    for i in range(0, max(len(views), 1), 4):
+        turns += [("", prepared), *views[i : i + 4]]
+    return lambda attempt: turns[attempt % len(turns)]
+
+
 # ---------------------------------------------------------------- the choice
 
 
@@ -204,6 +263,17 @@ def fit_double(outcome: Outcome, prepared: Prepared, *, most: int = 12, each: in
             if len(solutions) >= 4 and min(s.fvu for s in solutions) < EXACT:
                 break
     return sorted(solutions, key=description_length)
+
+
+def read(outcome: Outcome, operation: str, view: Prepared, prepared: Prepared, *, most: int = 6) -> list[Solution]:
+    """What `fit_double` finds in a search; where that looked at points with an operation undone, its `most` best formulas with it done again."""
+    solutions = fit_double(outcome, view)
+    if not operation:
+        return solutions
+    if solutions and solutions[0].fvu < EXACT:
+        solutions = [snap(solutions[0], view.u, view.y)]
+    again = [redone(operation, solution, prepared) for solution in solutions[:most]]
+    return [appraise(solution, prepared.u, prepared.y) for solution in again if solution is not None]
 
 
 def _terms_of(expression: sympy.Expr) -> list[Formula]:
@@ -468,10 +538,14 @@ class RefineMath:
 
     `latent_dim`: the width of the latent; weights of this width must be in the package or given as `weights`, the path of a file that
     training wrote.  `max_iters`: the most refiner steps of one search.  `budget`: how much each step may do, see `search.Budget`.
-    `sweep`: whether all formulas of up to five tokens are tried before the first step.
+    `sweep`: whether all formulas of up to five tokens are tried before the first step.  `undo`: whether searches after the first also look at the
+    data with one operation undone, such as log y, which is the rest where y is exp of it.
     """
 
-    def __init__(self, latent_dim: int = 512, max_iters: int = 32, *, weights: str | Path | None = None, budget: Budget | None = None, sweep: bool = True):
+    def __init__(
+        self, latent_dim: int = 512, max_iters: int = 32, *, weights: str | Path | None = None, budget: Budget | None = None, sweep: bool = True,
+        undo: bool = True,
+    ):  # fmt: skip
         if not isinstance(max_iters, int) or not 1 <= max_iters <= 1024:
             raise ValueError(f"max_iters is {max_iters!r}; it must be a whole number from 1 to 1024")
         if not isinstance(latent_dim, int) or latent_dim < 1:
@@ -480,6 +554,7 @@ class RefineMath:
         self.max_iters = max_iters
         self.weights = None if weights is None else Path(weights)
         self.sweep = sweep
+        self.undo = undo
         self.prior: np.ndarray | None = None  # skeletons for the null model
         self._compiled_for: set[tuple[int, Budget]] = set()
         base = budget or Budget()
@@ -534,10 +609,13 @@ class RefineMath:
         width = (prepared.points.y.shape[1], self.budget)
         compiled = width in self._compiled_for  # if not, the first search also compiles, and its time predicts nothing
 
+        plan = planned(prepared, tuple(UNDO) if self.undo else ())
+
         def search(attempt: int) -> Outcome:
+            operation, view = plan(attempt)
             key = jax.random.fold_in(jax.random.key(int(seed) % 2**63), attempt)
-            apart = self.budget.apart * (attempt % 2)
-            return think(params, graph, prepared.points, key, jnp.float32(threshold), start, prior, budget=self.budget, sums=apart)
+            most = jnp.int32(SHORT_SEARCH if operation else self.budget.search_steps)
+            return think(params, graph, view.points, key, jnp.float32(threshold), start, prior, budget=self.budget, at_most=most)
 
         agreed = attempt = 0
         reading = 0.0  # seconds of the host for one outcome
@@ -550,14 +628,15 @@ class RefineMath:
             one_more = found - began + reading + (found - searched if compiled or attempt else 0.0) <= time_budget
             searched = found
             # the device searches on while the host reads, unless this is likely to be the end
-            following = search(attempt + 1) if one_more and not solved and agreed < self.budget.patience - 1 else None
-            for solution in fit_double(outcome, prepared):
+            counts = plan(attempt)[0] == ""  # only searches of the data themselves use up the patience
+            following = search(attempt + 1) if one_more and not solved and agreed + counts < self.budget.patience else None
+            for solution in read(outcome, *plan(attempt), prepared):
                 name = tuple(p for t in sorted(t.skeleton() for t in solution.terms) for p in (*t, ";"))
                 if name not in front or description_length(solution) < description_length(front[name]):
                     front[name] = solution
             now = choose_solution(sorted(front.values(), key=description_length), prepared, known=known)
             better = chosen is None or (now is not None and description_length(now) < description_length(chosen) - 0.5)
-            agreed = 0 if better else agreed + 1
+            agreed = 0 if better else agreed + counts
             if better:
                 chosen, kept = now, outcome
             reading = time.perf_counter() - found

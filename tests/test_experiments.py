@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 from test_grammar import every_formula
 
-from experiments import flops, grafts, growth, halting, harness, latent_drift, ours, scan_fuses, stabiliser, systems
+from experiments import flops, growth, halting, harness, latent_drift, ours, scan_fuses, stabiliser, systems, undo
 from experiments.baselines import INNER, TRM, Tokens, from_gplearn, token_samples
 from refinemath import grammar, parse
 from refinemath.data import Bank, draw_examples, length_weights
@@ -250,10 +250,10 @@ def test_a_blind_draw_costs_the_size_of_the_bank(bank: Bank) -> None:
         assert ours.prior_nats(bank, e).max() > ours.prior_nats(bank, plain).max()  # a constant is one more choice
 
 
-def test_grafts_quick() -> None:
-    record = grafts.main(["--quick"])
-    assert record["problems"] == len(record["each"]) >= 1 and all(record["won"][s] + record["lost"][s] <= record["problems"] for s in ("grafts", "apart"))
-    assert record["budgets"]["grafts"]["grafts"] > 0 == record["budgets"]["without"]["grafts"]
+def test_undo_quick() -> None:
+    record = undo.main(["--quick"])
+    assert record["problems"] == len(record["each"]) >= 1 and record["won"] + record["lost"] <= record["problems"]
+    assert set(record["recovered"]) == set(record["each"][0]) - {"length", "formula"} == {"with", "without"}
 
 
 def test_decoding_quick() -> None:

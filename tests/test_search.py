@@ -16,9 +16,8 @@ from jax import Array
 from test_grammar import legal
 
 from refinemath.data import Bank
-from refinemath.fit import levenberg_marquardt
 from refinemath.language import decode, encode, evaluate, evaluate_nodes, is_constant, parse, parse_prefix
-from refinemath.model import TERMS, Candidate, Encoded, Model, Points, execute, stabilise
+from refinemath.model import Candidate, Encoded, Model, Points, execute, stabilise
 from refinemath.search import (
     _QUICK_TO_COMPILE,
     ANY_CONSTANT,
@@ -34,7 +33,6 @@ from refinemath.search import (
     distinct_parts,
     edit,
     from_prior,
-    graft,
     make_library,
     merge,
     most_promising,
@@ -481,55 +479,11 @@ def test_a_pair_that_is_too_long_is_not_written(plot: Points) -> None:
     assert (np.asarray(pairs[0])[:, 0] == 1).all() and not np.asarray(pairs[0])[:, 1:].any()
 
 
-def remembered(formulas: list[str], points: Points) -> Pool:
-    """A pool of 16 that holds these formulas as they are, up to scale and offset, and nothing else."""
-    tokens, values = (jnp.asarray(a) for a in encode([parse(t) for t in formulas], CONFIG.slots))
-    x, y, mask = (jnp.broadcast_to(a, (len(formulas), *a.shape[1:])) for a in points)
-    fit = levenberg_marquardt(tokens, values.astype(jnp.float32), x, y, mask, steps=1, terms=TERMS)
-    pool = Pool(tokens, fit.values, fit.fitted, fit.fvu, cost_of(tokens, fit.fvu, COUNT), fit.rows)
-    nothing = Pool(*(jnp.zeros((16 - len(formulas), *a.shape[1:]), a.dtype) for a in pool))
-    nothing = nothing._replace(tokens=nothing.tokens.at[:, 0].set(1), fvu=nothing.fvu + jnp.inf, cost=nothing.cost + jnp.inf)
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), pool, nothing)
-
-
-@pytest.mark.parametrize(
-    ("truth", "near", "skeleton"),
-    [
-        ("3*sin(x)/(1.4 + x**2)", "sin(x)/exp(0.8*x)", "div sin x1 add 1 square x1"),
-        ("exp(cos(x)*(x + 0.8))", "exp(cos(x)*sqrt(3.7*x))", "exp mul cos x1 add 1 x1"),
-        ("0.6*log(x) + 2*sqrt(x + cos(x)) + 1", "log(x) + sqrt(x + tanh(x))", "add log x1 sqrt add x1 cos x1"),
-    ],
-)
-def test_a_graft_puts_in_what_the_rest_asks_for(truth: str, near: str, skeleton: str) -> None:
-    """Among the formulas made from one that is wrong in one place is the right one; with its numbers fitted it is exact."""
-    x = np.linspace(0.5, 3.0, 40)[:, None]
-    points = prepare(x, parse(truth).evaluate(x.T)).points
-    library = make_library(KEY, short_ones(["x1", "sqrt x1", "log x1", "tanh x1", "exp x1", "cos x1", "sin x1", "square x1"]), points)
-    tokens, values = graft(KEY, remembered([near], points), library, points, 64)
-    assert tokens.shape == values.shape == (64 * 2 * 4, CONFIG.slots) and legal(np.asarray(tokens)).all() and jnp.isfinite(values).all()
-    right = np.array([decode(t).skeleton() == parse_prefix(skeleton).skeleton() for t in np.asarray(tokens)])
-    assert right.any()
-    x_all, y_all, mask = (jnp.broadcast_to(a, (int(right.sum()), *a.shape[1:])) for a in points)
-    fit = levenberg_marquardt(tokens[right], values[right], x_all, y_all, mask, steps=8, terms=TERMS)
-    assert float(jnp.min(fit.fvu)) < 1e-9 < 1e-5 < float(remembered([near], points).fvu[0])
-
-
-def test_grafts_of_any_pool_are_legal_and_fit_into_the_slots(bank: Bank, plot: Points) -> None:
-    """Long formulas, undefined ones and places that are not in use: legal formulas come out, and most differ from what went in."""
-    pool = remembered([str(f) for f in from_bank(bank, 15)], plot)
-    library = make_library(KEY, short_ones(["sqrt x1", "log x1", "exp mul 2.0 x1", "log neg x1"]), plot)
-    tokens, values = graft(KEY, pool, library, plot, 32)
-    assert legal(np.asarray(tokens)).all() and jnp.isfinite(values).all()
-    assert len({decode(t).skeleton() for t in np.asarray(tokens)}) > 20
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"thoughts": 0}, "thoughts is 0; it must be a positive whole number"),
         ({"fits": 2.0}, "fits is 2.0; it must be a positive whole number"),
-        ({"grafts": -1}, "grafts is -1; it must be a whole number, 0 or more"),
-        ({"apart": -1.0}, "apart is -1.0; it must be a number of at least 0"),
         ({"couples": -1}, "couples is -1; it must be a whole number, 0 or more"),
         ({"temperature": 0.0}, "temperature is 0.0; it must be a number of at least 0.001"),
         ({"solved": float("nan")}, "solved is nan"),

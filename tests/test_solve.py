@@ -18,20 +18,24 @@ from conftest import BUDGET
 
 import refinemath.solve as solve_module
 from refinemath import CheckpointError, DataError, FormulaError, RefineMath, Result, parse
-from refinemath.fit import polish
-from refinemath.language import split_terms
+from refinemath.fit import Solution, polish
+from refinemath.language import Formula, split_terms
 from refinemath.solve import (
+    UNDO,
     choose_solution,
     fit_double,
     latex_of,
     multiplied_out,
     one_fraction,
+    planned,
     prepare,
     read_points,
+    redone,
     rescale,
     shipped_widths,
     short_skeletons,
     tidy,
+    undone,
 )
 
 DATA = Path(__file__).parents[1] / "data"
@@ -139,22 +143,75 @@ def test_no_search_starts_after_the_time_budget(solver: RefineMath, hard: np.nda
 
 
 def test_the_device_searches_on_while_the_host_reads(hard: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second search begins before the first is read, the one after which patience ends does not; sums are apart in every second one."""
+    """The second search begins before the first is read, the one after which patience ends does not."""
     events: list[Any] = []
 
     def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            events.append(options["sums"] if name == "search" else name)
+            events.append(name)
             return function(*arguments, **options)
 
         return call
 
-    model = RefineMath(max_iters=4, budget=replace(BUDGET, patience=2, apart=50.0))
+    model = RefineMath(max_iters=4, budget=replace(BUDGET, patience=2), undo=False)
     monkeypatch.setattr(solve_module, "think", noted("search", solve_module.think))
     monkeypatch.setattr(solve_module, "choose_solution", noted("read", choose_solution))
     model.solve(hard, time_budget=600)
-    assert events[:4] == [0.0, 50.0, "read", 0.0]  # the first answer is better than none, so patience is whole again
+    assert events[:4] == ["search", "search", "read", "search"]  # the first answer is better than none, so patience is whole again
     assert events[-1] == "read" and 2 * events.count("read") == len(events)  # no search was begun in vain
+
+
+@pytest.mark.parametrize(
+    ("operation", "inner", "truth"),
+    [
+        ("exp", "0.5*x + cos(x)", "3*exp(0.5*x + cos(x))"),
+        ("exp", "sin(x) - 1", "-0.2*exp(sin(x))"),
+        ("mul", "sin(x) + 2*log(x) + 1", "x*sin(x) + 2*x*log(x) + x"),
+        ("mul", "exp(-x) + 1/x", "x*exp(-x) + 1"),
+        ("inv", "x**2 + 3*cos(x) + 5", "4/(x**2 + 3*cos(x) + 5)"),
+        ("square", "x + log(x) + 2", "0.3*(x + log(x) + 2)**2"),
+        ("sqrt", "4 - x + sin(x)", "-2*sqrt(4 - x + sin(x))"),
+        ("div", "sin(x) + 3", "sin(x)/x + 3/x"),
+        ("log", "x**2 + 1/x", "log(x**2 + 1/x) + 0.5"),
+    ],
+)
+@pytest.mark.parametrize("unit", [1.0, 20.0])  # with 20 the x that the search sees is another than the user's
+def test_what_is_undone_and_done_again_is_exact(operation: str, inner: str, truth: str, unit: float) -> None:
+    x = np.linspace(0.5, 3.5, 40)
+    y = parse(truth).evaluate(x[None])
+    prepared = prepare(unit * x[:, None], y)
+    view = undone(operation, prepared)
+    assert view is not None and (unit == 1.0) == bool(view.scale[0] == 1.0)
+    terms = split_terms(parse(inner))
+    if unit != 1.0:
+        terms = [Formula(tuple(q for p in t.parts for q in (("mul", float(view.scale[0] / unit), "x1") if p == "x1" else (p,)))) for t in terms]
+    within = polish(terms, view.u, view.y)
+    assert within is not None and within.fvu < 1e-24
+    solution = redone(operation, within, prepared)
+    assert solution is not None and solution.fvu < 1e-24
+    np.testing.assert_allclose(solution.formula().evaluate(prepared.u), y, rtol=1e-9)
+
+
+def test_what_cannot_be_undone_is_left_out() -> None:
+    x = np.linspace(-1.0, 2.0, 31)
+    crossing, positive, large = prepare(x[:, None], x + 0.5), prepare(x[:, None] + 2.0, np.exp(x)), prepare(x[:, None] + 2.0, 30 + x)
+    assert {o for o in UNDO if undone(o, crossing) is not None} == {"div", "log"}  # both signs, a zero in x and, nearly, in y
+    assert {o for o in UNDO if undone(o, positive) is not None} == set(UNDO)
+    assert undone("log", large) is None and undone("inv", large) is not None
+    assert undone("mul", prepare(x[:, None] + 2.0, 3 * (x + 2.0))) is None  # nothing but a constant would be left
+    assert redone("exp", Solution((), (), 1.0, 1.0), positive) is None
+    plan = planned(positive, tuple(UNDO))
+    assert [plan(i)[0] for i in range(10)] == ["", "exp", "mul", "inv", "square", "", "sqrt", "div", "log", ""] and plan(5)[1] is positive
+    assert [planned(large, ())(i)[0] for i in range(3)] == [""] * 3
+
+
+def test_a_formula_is_found_through_an_operation_undone(solver: RefineMath, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search that sees log y alone answers with a formula for y."""
+    monkeypatch.setattr(solve_module, "planned", lambda prepared, _: lambda attempt: ("exp", undone("exp", prepared)))
+    result = solver.solve(X, 2 * np.exp(0.4 * X**2 + np.sqrt(X)), time_budget=0.1)
+    x = sympy.Symbol("x", real=True)
+    assert result.exact and sympy.simplify(result.sympy() / sympy.exp(0.4 * x**2 + sympy.sqrt(x))) == 2
+    assert 1 <= result.iterations <= solver.max_iters
 
 
 def test_what_is_known_of_a_front_is_not_worked_out_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,7 +165,7 @@ def null_model(model: RefineMath, seed: int = 99, per_length: int = 60_000, *, s
     With `search`, the search goes on as usual (edits, missing terms, pairs of parts); without it, draws and the fit of their constants are all.
     """
     budget = replace(model.budget, network=False) if search else replace(model.budget, network=False, edits=0, couples=0)
-    null = RefineMath(model.latent_dim, model.max_iters, weights=model.weights, budget=budget, sweep=model.sweep)
+    null = RefineMath(model.latent_dim, model.max_iters, weights=model.weights, budget=budget, sweep=model.sweep, undo=model.undo)
     null.prior = _blind_prior(seed, per_length)
     return null
 
@@ -267,10 +267,10 @@ def _variant(model: RefineMath, system: str) -> RefineMath:
     if system == "refinemath":
         return model
     if system == "no-sweep":
-        return RefineMath(model.latent_dim, model.max_iters, weights=model.weights, budget=model.budget, sweep=False)
+        return RefineMath(model.latent_dim, model.max_iters, weights=model.weights, budget=model.budget, sweep=False, undo=model.undo)
     if system == "no-edits":
         budget = replace(model.budget, edits=0, couples=0)
-        return RefineMath(model.latent_dim, model.max_iters, weights=model.weights, budget=budget, sweep=model.sweep)
+        return RefineMath(model.latent_dim, model.max_iters, weights=model.weights, budget=budget, sweep=model.sweep, undo=model.undo)
     if system == "null-edits":
         return null_model(model, search=True)
     raise ValueError(f"unknown system {system!r}; known are refinemath, no-sweep, no-edits, null, null-edits")

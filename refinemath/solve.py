@@ -164,8 +164,8 @@ class Prepared:
     y: np.ndarray
 
 
-def prepare(x: np.ndarray, y: np.ndarray) -> Prepared:
-    """Scale each variable into the range the model was trained on, choose at most 64 points, sort, pad to 32 or 64."""
+def prepare(x: np.ndarray, y: np.ndarray, *, room: int | None = None) -> Prepared:
+    """Scale each variable into the range the model was trained on, choose at most 64 points, sort, pad to 32 or 64, or to `room`."""
     top = np.max(np.abs(x), axis=0)
     factor = np.array([1.0 if 0.4 <= t <= 13 else float(f"{t / 5:.0e}") for t in top])
     u = (x / factor).T
@@ -176,7 +176,7 @@ def prepare(x: np.ndarray, y: np.ndarray) -> Prepared:
     centre = float(np.mean(target))
     target = target - centre if abs(centre) > 10 * float(np.std(target)) else target
     target = target / (float(np.sqrt(np.mean(target**2))) or 1.0)
-    room = POINTS // 2 if n <= POINTS // 2 else POINTS
+    room = room or (POINTS // 2 if n <= POINTS // 2 else POINTS)
     pad = room - len(chosen)
     points = Points(
         jnp.asarray(np.pad(u[:, chosen], ((0, 0), (0, pad)))[None], jnp.float32),
@@ -199,24 +199,26 @@ def undone(operation: str, prepared: Prepared) -> Prepared | None:
     """The points with t in place of y, where y = operation(t): log |y| for "exp", y / x1 for "mul", y x1 for "div", and so on.  Chapter 8.
 
     None where y does not allow it: numbers of both signs under a root or a logarithm, a zero in a denominator, numbers beyond float64.
+    Where x1 is 0 at a few points, y / x1 leaves them out.
     """
     y, x = prepared.y, prepared.u[0]
     size = np.abs(y)
+    kept = np.abs(x) > 1e-3 * np.max(np.abs(x)) if operation == "mul" else np.full(len(y), True)
     if operation in ("exp", "square", "sqrt"):
         allowed = bool(np.all(y > 0) or np.all(y < 0))
     elif operation == "inv":
         allowed = bool(np.min(size) > 1e-4 * np.max(size))
     elif operation == "mul":
-        allowed = bool(np.min(np.abs(x)) > 1e-3 * np.max(np.abs(x)))
+        allowed = bool(np.mean(kept) > 0.8)
     else:
         allowed = operation == "div" or bool(np.max(size) < 20.0)
     if not allowed:
         return None
     with np.errstate(over="ignore"):
-        t = UNDO[operation](y, x)
+        t = UNDO[operation](y[kept], x[kept])
     if not np.all(np.abs(t) < 1e100) or np.ptp(t) <= 1e-9 * np.max(np.abs(t)):
         return None
-    return prepare(prepared.x.T, t)
+    return prepare(prepared.x.T[kept], t, room=prepared.points.y.shape[1])
 
 
 def redone(operation: str, solution: Solution, prepared: Prepared) -> Solution | None:

@@ -195,7 +195,10 @@ def test_what_is_undone_and_done_again_is_exact(operation: str, inner: str, trut
 def test_what_cannot_be_undone_is_left_out() -> None:
     x = np.linspace(-1.0, 2.0, 31)
     crossing, positive, large = prepare(x[:, None], x + 0.5), prepare(x[:, None] + 2.0, np.exp(x)), prepare(x[:, None] + 2.0, 30 + x)
-    assert {o for o in UNDO if undone(o, crossing) is not None} == {"div", "log"}  # both signs, a zero in x and, nearly, in y
+    assert {o for o in UNDO if undone(o, crossing) is not None} == {"mul", "div", "log"}  # both signs, and a zero, nearly, in y
+    without_zero = undone("mul", crossing)
+    assert without_zero is not None and without_zero.u.shape == (1, 30) and np.all(without_zero.u[0] != 0.0)
+    assert undone("mul", prepare(np.repeat([[0.0], [1.0], [2.0]], 5, axis=0), np.arange(15.0))) is None  # a third of the points would be lost
     assert {o for o in UNDO if undone(o, positive) is not None} == set(UNDO)
     assert undone("log", large) is None and undone("inv", large) is not None
     assert undone("mul", prepare(x[:, None] + 2.0, 3 * (x + 2.0))) is None  # nothing but a constant would be left
@@ -203,6 +206,12 @@ def test_what_cannot_be_undone_is_left_out() -> None:
     plan = planned(positive, tuple(UNDO))
     assert [plan(i)[0] for i in range(10)] == ["", "exp", "mul", "inv", "square", "", "sqrt", "div", "log", ""] and plan(5)[1] is positive
     assert [planned(large, ())(i)[0] for i in range(3)] == [""] * 3
+
+
+def test_a_view_with_fewer_points_needs_no_other_program() -> None:
+    x = np.linspace(-2.0, 2.0, 33)
+    view = undone("mul", prepare(x[:, None], np.sin(x) + 2))
+    assert view is not None and view.points.y.shape == (1, 64) and int(view.points.mask.sum()) == 32
 
 
 def test_a_formula_is_found_through_an_operation_undone(solver: RefineMath, monkeypatch: pytest.MonkeyPatch) -> None:

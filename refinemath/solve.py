@@ -239,11 +239,17 @@ def redone(operation: str, solution: Solution, prepared: Prepared) -> Solution |
 
 def planned(prepared: Prepared, operations: Sequence[str]) -> Callable[[int], tuple[str, Prepared]]:
     """What each search looks at: the points as they are ("") first and after every four others, which undo the `operations` that y allows."""
-    views = [(name, view) for name in operations if (view := undone(name, prepared)) is not None]
-    turns: list[tuple[str, Prepared]] = []
-    for i in range(0, max(len(views), 1), 4):
-        turns += [("", prepared), *views[i : i + 4]]
-    return lambda attempt: turns[attempt % len(turns)]
+
+    @functools.cache
+    def turns() -> list[tuple[str, Prepared]]:
+        views = [(name, view) for name in operations if (view := undone(name, prepared)) is not None]
+        turns: list[tuple[str, Prepared]] = []
+        for i in range(0, max(len(views), 1), 4):
+            turns += [("", prepared), *views[i : i + 4]]
+        return turns
+
+    # most problems need one search, and no view is made for them
+    return lambda attempt: turns()[attempt % len(turns())] if attempt else ("", prepared)
 
 
 # ---------------------------------------------------------------- the choice

@@ -104,6 +104,7 @@ def _solve(options: argparse.Namespace) -> int:
     print(f"Python      {result.python()}")
     print(f"fit         unexplained variance {result.fvu:.3g}{' (exact to float64)' if result.exact else ''}")
     print(f"iterations  {result.iterations}, latent {'settled' if result.converged else 'not settled'} at threshold {options.threshold:g}")
+    print(f"work        {result.steps} steps in {result.searches} search{'es' if result.searches > 1 else ''}")
     print(f"time        {result.seconds:.1f} s")
     print(f"plot        {target}")
     if not result.found:

@@ -197,7 +197,7 @@ def run(
         record = {
             "name": problem.name, "suite": problem.suite, "length": problem.length, "recovered": recovered(problem, result), "fvu": result.fvu,
             "seconds": round(result.seconds, 3), "iterations": result.iterations, "converged": result.converged,
-            "settled": _settled(result, threshold), "formula": str(result.sympy()),
+            "searches": result.searches, "steps": result.steps, "settled": _settled(result, threshold), "formula": str(result.sympy()),
         }  # fmt: skip
         records.append(record)
         if show:

@@ -403,6 +403,7 @@ class Result:
 
     `converged`: the latent velocity stayed under the threshold for two steps.  `exact`: the fit is exact to float64.  `found`: the formula
     explains at least 99 % of the variance.  None of the three proves that the formula is the law behind the data.  Chapter 8.
+    `iterations`: refiner steps of the search that found the formula; `steps`: of all `searches` together, which is what a hard problem costs.
     """
 
     latex: str
@@ -418,6 +419,8 @@ class Result:
     x: np.ndarray = field(repr=False)  # (points, variables)
     y: np.ndarray = field(repr=False)
     seconds: float = 0.0
+    searches: int = 0
+    steps: int = 0
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.latex, self.iterations))
@@ -625,13 +628,14 @@ class RefineMath:
             most = jnp.int32(SHORT_SEARCH if operation else self.budget.search_steps)
             return think(params, graph, view.points, key, jnp.float32(threshold), start, prior, budget=self.budget, at_most=most)
 
-        agreed = attempt = 0
+        agreed = attempt = taken = 0
         reading = 0.0  # seconds of the host for one outcome
         searched = time.perf_counter()
         with contextlib.nullcontext() if compiled else kept_compiled():
             outcome = search(0)
         while True:
             solved = float(outcome.pool.fvu[0]) <= self.budget.solved  # waits for the device
+            taken += int(outcome.steps)
             found = time.perf_counter()
             one_more = found - began + reading + (found - searched if compiled or attempt else 0.0) <= time_budget
             searched = found
@@ -655,7 +659,8 @@ class RefineMath:
             attempt += 1
             outcome = search(attempt) if following is None else following
         self._compiled_for.add(width)
-        return _result(chosen, sorted(front.values(), key=lambda s: s.length), kept or outcome, prepared, began)
+        result = _result(chosen, sorted(front.values(), key=lambda s: s.length), kept or outcome, prepared, began)
+        return replace(result, searches=attempt + 1, steps=taken)
 
 
 def _result(chosen: Solution | None, front: list[Solution], outcome: Outcome, prepared: Prepared, began: float) -> Result:

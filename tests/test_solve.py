@@ -67,6 +67,7 @@ def test_the_answer_unpacks_as_latex_and_iterations(parabola: Result, solver: Re
     latex, iterations = parabola
     assert latex == parabola.latex and "x^{2}" in latex and iterations == parabola.iterations
     assert 1 <= iterations <= solver.max_iters
+    assert parabola.searches >= 1 and iterations <= parabola.steps <= parabola.searches * solver.max_iters
     assert parabola._repr_latex_() == f"$\\displaystyle y = {latex}$"
 
 

@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 from test_grammar import every_formula
 
-from experiments import flops, growth, halting, harness, latent_drift, ours, scan_fuses, stabiliser, systems, undo
+from experiments import blind, flops, growth, halting, harness, latent_drift, ours, scan_fuses, stabiliser, systems, undo
 from experiments.baselines import INNER, TRM, Tokens, from_gplearn, token_samples
 from refinemath import grammar, parse
 from refinemath.data import Bank, draw_examples, length_weights
@@ -254,6 +254,15 @@ def test_undo_quick() -> None:
     record = undo.main(["--quick"])
     assert record["problems"] == len(record["each"]) >= 1 and record["won"] + record["lost"] <= record["problems"]
     assert set(record["recovered"]) == set(record["each"][0]) - {"length", "formula"} == {"with", "without"}
+
+
+def test_blind_quick() -> None:
+    """More searches recover no less, and no side can win or lose more problems than the other missed."""
+    record = blind.main(["--quick"])
+    shares = [row["recovered"]["value"] for row in record["blind"]]
+    assert shares == sorted(shares) and record["problems"] == len(record["each"]) >= 1
+    assert record["won"] - record["lost"] == round(record["machine minus blind"]["value"] * record["problems"])
+    assert all(row["blind"]["searches"] >= 1 for row in record["each"])
 
 
 def test_decoding_quick() -> None:

@@ -15,7 +15,7 @@ import scipy.optimize
 from jax import Array
 from jaxtyping import Float, Int
 
-from refinemath.language import TOKEN_PRICE, Formula, additive_terms, combine, evaluate_nodes, is_constant, sensitivities
+from refinemath.language import TOKEN_PRICE, Formula, additive_terms, combine, evaluate_nodes, fold, is_constant, sensitivities
 
 ROUNDING = 1e-24  # FVU in float64 under which nothing but rounding is left
 
@@ -377,12 +377,29 @@ def description_length(solution: Solution) -> float:
     return solution.formula().price() + solution.digits + solution.misfit
 
 
+def without_rounding(term: Formula, x: np.ndarray, least: float = 1e-12) -> Formula:
+    """The term without summands inside it that are rounding beside their partner: sqrt(x) for sqrt(x + 3e-17).  x: (variables, points)."""
+
+    def node(part: str | float, *operands: tuple[tuple[str | float, ...], float]) -> tuple[tuple[str | float, ...], float]:
+        """The parts kept, and the largest size of their values."""
+        if part in ("add", "sub"):
+            (first, a), (second, b) = operands
+            if b <= least * a:
+                return first, a
+            if a <= least * b:
+                return (second if part == "add" else ("neg", *second)), b
+        parts = (part, *(p for own, _ in operands for p in own))
+        return parts, float(np.max(np.abs(Formula(parts).evaluate(x))))
+
+    return Formula(fold(term.parts, node)[0])
+
+
 def snap(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solution:
     """Replace numbers by simple ones near them, one after the other, as long as the description gets no longer.
 
     After every replacement the other numbers are fitted again.  A number that the data pin down is thus left alone unless the simple one
-    explains them as well.  Terms whose removal shortens the description go first.  All is done with an offset and without, and the shorter
-    description counts.
+    explains them as well.  Summands that are rounding, and terms whose removal shortens the description, go first.  All is done with an offset
+    and without, and the shorter description counts.
     """
 
     def length(trial: Solution | None) -> float:
@@ -393,6 +410,9 @@ def snap(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solution:
         return None if found is None else appraise(found, x, y)
 
     best = appraise(solution, x, y)
+    lean = tuple(without_rounding(term, x) for term in best.terms)
+    if lean != best.terms:
+        best = min(best, fitted(lean, intercept=True) or best, key=description_length)
     while len(best.terms) > 1:
         finest = min((fitted([t for t in best.terms if t is not gone], intercept=True) for gone in best.terms), key=length)
         if finest is None or length(finest) > length(best):

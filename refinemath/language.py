@@ -253,7 +253,7 @@ class Formula:
         return len(self.parts)
 
     def __str__(self) -> str:
-        return _fold(self.parts, _infix_text)
+        return fold(self.parts, _infix_text)
 
     def prefix(self) -> str:
         """Prefix text, the exact inverse of `parse_prefix`."""
@@ -269,18 +269,18 @@ class Formula:
 
         def node(part: str | float, *operands: np.ndarray) -> np.ndarray:
             if not isinstance(part, str):
-                return np.full(x.shape[-1], numbers.pop())  # _fold goes from right to left
+                return np.full(x.shape[-1], numbers.pop())  # fold goes from right to left
             return x[VARIABLES.index(part)] if part in VARIABLES else OPERATORS[OPERATOR_TOKEN[part] - FIRST_OPERATOR].numpy(*operands)
 
         with np.errstate(all="ignore"):
-            values = _fold(self.parts, node)
+            values = fold(self.parts, node)
         return np.where(np.isfinite(values), values, np.nan)
 
     def sympy(self) -> sympy.Expr:
         """The SymPy expression, in the symbols x1..x3, or x where no other variable than x1 occurs."""
         only = {p for p in self.parts if p in VARIABLES} <= {"x1"}
         names = {v: sympy.Symbol("x" if only else v, real=True) for v in VARIABLES}
-        return _fold(self.parts, functools.partial(_sympy_node, names))
+        return fold(self.parts, functools.partial(_sympy_node, names))
 
     def skeleton(self) -> tuple[str, ...]:
         """The formula with every number replaced by the letter c."""
@@ -305,7 +305,7 @@ def _arity(part: str | float) -> int:
     return int(ARITY[OPERATOR_TOKEN[part]]) if isinstance(part, str) and part in OPERATOR_TOKEN else 0
 
 
-def _fold(parts: Sequence[str | float], node: Callable[..., Any]) -> Any:
+def fold(parts: Sequence[str | float], node: Callable[..., Any]) -> Any:
     """Evaluate a prefix sequence bottom-up with `node(part, *operands)`."""
     stack: list[Any] = []
     for part in reversed(parts):

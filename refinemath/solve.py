@@ -234,7 +234,14 @@ def redone(operation: str, solution: Solution, prepared: Prepared) -> Solution |
     rounding = 1e-12 * max(map(abs, solution.coefficients))
     offset = 0.0 if operation == "exp" or abs(solution.offset) < rounding else solution.offset / scale
     inner = combine(solution.terms, [a / scale for a in solution.coefficients], offset)
-    return polish([Formula((operation, *inner.parts))], prepared.u, prepared.y)
+    found = polish([Formula((operation, *inner.parts))], prepared.u, prepared.y)
+    if found is None:
+        return None
+    try:  # as SymPy writes it: exp of a sum of logarithms is a product, which is defined where the logarithms are not
+        plain = polish(_terms_of(found.formula().sympy()), prepared.u, prepared.y)
+    except (FormulaError, TypeError, ValueError, ArithmeticError, RecursionError):
+        return found
+    return plain if plain is not None and plain.terms and plain.fvu <= 4 * found.fvu + 1e-18 else found
 
 
 def planned(prepared: Prepared, operations: Sequence[str]) -> Callable[[int], tuple[str, Prepared]]:

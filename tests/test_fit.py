@@ -28,6 +28,7 @@ from refinemath.fit import (
     project,
     snap,
     solution_values,
+    without_rounding,
 )
 from refinemath.language import TOKEN_PRICE, additive_terms, encode, evaluate_nodes, parse, split_terms
 
@@ -315,6 +316,23 @@ def test_noise_lets_a_number_become_simple() -> None:
     assert loose.coefficients[0] != 2.0
     snapped = snap(loose, X, y)
     assert snapped.coefficients == (2.0,) and snapped.offset == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("sqrt(x + 3e-17)", "sqrt(x)"), ("1 / (cos(x) - 6e-18)", "1 / cos(x)"), ("exp(3e-17 - x)", "exp(-x)"),
+        ("log(x + 4e-19 * (sin(x) - x**4) + 2)", "log(x + 2)"), ("sqrt(x + 0.001)", "sqrt(x + 0.001)"), ("log(x + sqrt(-x))", "log(x + sqrt(-x))"),
+    ],
+)  # fmt: skip
+def test_a_summand_that_is_rounding_goes(text: str, plain: str) -> None:
+    assert without_rounding(parse(text), X) == parse(plain)
+
+
+def test_snapping_leaves_no_rounding_inside() -> None:
+    y = np.tanh(np.sqrt(X[0])) - 0.5
+    solution = polish([parse("tanh(sqrt(x) + 4e-17)")], X, y)
+    assert solution is not None and snap(solution, X, y).terms == (parse("tanh(sqrt(x))"),)
 
 
 def test_snapping_never_lengthens_the_description(bank: Bank) -> None:

@@ -18,7 +18,7 @@ from conftest import BUDGET
 
 import refinemath.solve as solve_module
 from refinemath import CheckpointError, DataError, FormulaError, RefineMath, Result, parse
-from refinemath.fit import Solution, polish
+from refinemath.fit import Solution, polish, snap
 from refinemath.language import Formula, split_terms
 from refinemath.solve import (
     UNDO,
@@ -191,6 +191,17 @@ def test_what_is_undone_and_done_again_is_exact(operation: str, inner: str, trut
     solution = redone(operation, within, prepared)
     assert solution is not None and solution.fvu < 1e-24
     np.testing.assert_allclose(solution.formula().evaluate(prepared.u), y, rtol=1e-9)
+
+
+def test_an_exponential_of_logarithms_becomes_a_product() -> None:
+    """What is printed and what predicts are one function, also where the logarithms that led to it are undefined."""
+    x = np.linspace(0.5, 3.0, 40)
+    prepared = prepare(x[:, None], 2 * (x + 1) / (x + 3))
+    within = polish([parse("log(x + 1.0)"), parse("log(x + 3.0)")], prepared.u, np.log(prepared.y))
+    assert within is not None
+    solution = redone("exp", snap(within, prepared.u, np.log(prepared.y)), prepared)
+    assert solution is not None and solution.fvu < 1e-24 and "log" not in solution.formula().functions()
+    assert solution.formula().evaluate(np.array([[-2.0]])) == pytest.approx(-2.0)
 
 
 def test_what_cannot_be_undone_is_left_out() -> None:

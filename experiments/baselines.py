@@ -51,6 +51,7 @@ class Recursion(nnx.Module):
         self.norm = Gain(w)
         self.head = nnx.Param(jax.random.normal(rngs.params(), (w, VOCABULARY_SIZE), jnp.float32) / jnp.sqrt(jnp.float32(w)))
         self.bias = nnx.Param(jnp.zeros((config.slots, VOCABULARY_SIZE), jnp.float32))
+        self.reader = None  # slots are read independently
 
     def start(self, noise: Float[Array, "batch slots dim"]) -> Float[Array, "batch slots dim"]:
         """The first answer and latent: learned, plus noise."""
@@ -60,6 +61,10 @@ class Recursion(nnx.Module):
         """What the answer says."""
         answer, _ = jnp.split(z, 2, axis=-1)
         return jnp.where(absent(self.variables), -1e9, answer @ self.head[...] + self.bias[...][None])
+
+    def sample(self, key: Array, z: Float[Array, "batch slots dim"], count: int, temperature: float = 1.0) -> Int[Array, "batch count slots"]:
+        """`count` legal formulas from each answer."""
+        return grammar.sample(key, self.logits(z) / temperature, count)
 
     def __call__(self, z: Float[Array, "batch slots dim"], encoded: Encoded, candidate: Candidate) -> Float[Array, "batch slots dim"]:
         """Latent `INNER` times, then the answer."""

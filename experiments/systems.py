@@ -112,7 +112,9 @@ def solver(options: argparse.Namespace, system: str, seed: int) -> RefineMath:
     parts = harness.load_parts(options.work / f"{system}-{seed}" / "weights.npz", config, TRAINED[system])
     if system == "tokens":
         return TokenSearch(parts, samples=64 if options.quick else options.token_samples, budget=budget)
-    return Variant(parts, fixed_steps=system == "trm", budget=budget)
+    if system == "trm":  # its recipe knows no leaps
+        return Variant(parts, fixed_steps=True, budget=replace(budget, leap=0.0))
+    return Variant(parts, budget=budget)
 
 
 def answer_all(options: argparse.Namespace, system: str, seed: int, part: str) -> dict[str, Any]:

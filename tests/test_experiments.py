@@ -142,6 +142,20 @@ def test_recursive_model_answers_from_its_latent(plot: Points) -> None:
     assert jnp.array_equal(model.refiner.logits(new), other)  # the latent is read through the answer alone
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:optax")
+def test_recursive_model_is_trained(tmp_path: Path) -> None:
+    """A step of training goes through the program of the shipped model, and what it left can be loaded and says legal formulas."""
+    options = argparse.Namespace(quick=True, work=tmp_path, bank=40, batch=4, rate=1e-3, seconds=1.0)
+    record = systems.train_one(options, "trm", 0)
+    assert record["training"]["steps"] >= 1 and np.isfinite(record["training"]["loss"][-1][1])
+    solver = systems.solver(options, "trm", 0)
+    params, graph, config = solver._parameters()
+    refiner = nnx.merge(graph, params).refiner
+    tokens = refiner.sample(jax.random.key(0), refiner.start(jnp.zeros((2, config.slots, config.latent_dim))), 3)
+    assert tokens.shape == (2, 3, config.slots) and bool(jnp.all(ours.is_legal(tokens.reshape(6, -1))))
+    assert solver.budget.leap == 0 and solver.budget.steps == solver.budget.search_steps
+
+
 def test_decoders_agree_where_they_must() -> None:
     logits = 3 * jax.random.normal(jax.random.key(0), (64, 16, VOCABULARY_SIZE))
     best, greedy, free = grammar.best(logits), ours.masked_greedy(logits), ours.argmax(logits)

@@ -364,7 +364,7 @@ def fraction_price(v: float) -> float:
 def nice_numbers(v: float) -> list[float]:
     """Simple numbers near v, simplest first: integers, halves, thirds, quarters, tenths, small multiples of pi, then v with 2 to 4 digits."""
     near = [round(v * q) / q for q in (1, 2, 3, 4, 5, 10) if abs(v) < 1e15]
-    near += [round(v * q / math.pi) * math.pi / q for q in (1, 2, 3, 4) if abs(v) * q < 12.5 * math.pi]
+    near += [round(v * q / math.pi) * math.pi / q for q in (1, 2, 3, 4) if abs(v) < 12.5 * math.pi / q]
     near += [float(f"{v:.{d}g}") for d in (2, 3, 4)]
     return [n for n in dict.fromkeys(near) if n != 0 and abs(n - v) <= 0.05 * abs(v)]
 

@@ -274,7 +274,7 @@ def test_a_large_number_is_no_multiple_of_pi() -> None:
     assert 66.5 * np.pi not in nice_numbers(209.19) and any(abs(n - 12 * np.pi) < 1e-9 for n in nice_numbers(37.7))
 
 
-@pytest.mark.parametrize("v", [1.7e308, -3e200, 2e-308])
+@pytest.mark.parametrize("v", [1.7e308, np.float64(1.7e308), -3e200, 2e-308])
 def test_numbers_at_the_end_of_float64_have_neighbours_or_none(v: float) -> None:
     assert all(np.isfinite(n) for n in nice_numbers(v)) and fraction_price(v) > 0
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments import harness
 from refinemath import Budget, RefineMath
-from refinemath.evaluate import heldout_problems, null_model, recovered, warm_up
+from refinemath.evaluate import heldout_problems, null_model
 
 NEVER = 10**6  # searches without a better formula before giving up
 
@@ -34,35 +34,20 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     blind = null_model(RefineMath(budget=replace(budget, patience=NEVER), undo=False), per_length=200 if options.quick else 60_000)
     sides = {"machine": (machine, options.time_budget), "blind": (blind, options.long)}
     problems = heldout_problems(harness.DATA / "heldout.csv", every=options.every)
-    for model, _ in sides.values():
-        warm_up(model, problems)
-    work = harness.folder(options, "blind")
-    each = []
-    for problem in problems:
-        if not harness.task_path(work, problem.name).exists():
-            row: dict[str, Any] = {"name": problem.name, "length": problem.length}
-            for side, (model, seconds) in sides.items():
-                result = model.solve(problem.x, problem.y, time_budget=seconds, seed=options.seed)
-                row[side] = {"recovered": recovered(problem, result), "searches": result.searches, "seconds": round(result.seconds, 2)}
-            harness.save_task(work, problem.name, row)
-            print(*("+" if row[side]["recovered"] else "-" for side in sides), problem.name, row["blind"]["searches"], "blind searches", flush=True)
-        each.append(harness.load_task(work, problem.name))
-    right = {side: np.array([row[side]["recovered"] for row in each]) for side in sides}
+    each, right = harness.side_by_side(sides, problems, harness.folder(options, "blind"), seed=options.seed)
     searches = np.array([row["blind"]["searches"] for row in each])
     missed = searches[~right["blind"]]
     most = int(missed.min()) if len(missed) else int(searches.max())
     levels = sorted({n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500) if n < most} | {most})
     report = {
         "problems": len(problems), "candidates of a search": budget.thoughts * budget.samples * budget.search_steps,
-        "machine": harness.interval(right["machine"]), "machine seconds": harness.interval([row["machine"]["seconds"] for row in each], np.median),
-        "blind": [{"searches": n, "recovered": harness.interval(right["blind"] & (searches <= n))} for n in levels],
-        "machine minus blind": harness.difference(right["machine"], right["blind"]),
-        "won": int(np.sum(right["machine"] & ~right["blind"])), "lost": int(np.sum(right["blind"] & ~right["machine"])), "each": each,
+        **harness.compared(right), "machine seconds": harness.interval([row["machine"]["seconds"] for row in each], np.median),
+        "blind": [{"searches": n, "recovered": harness.interval(right["blind"] & (searches <= n))} for n in levels], "each": each,
     }  # fmt: skip
     for row in report["blind"]:
         r = row["recovered"]
         print(f"{row['searches']:4d} blind searches: {r['value']:.0%} [{r['low']:.0%}, {r['high']:.0%}] of {r['n']}")
-    print(f"the machine: {report['machine']['value']:.0%}; won {report['won']}, lost {report['lost']}")
+    print(f"the machine: {report['recovered']['machine']['value']:.0%}; won {report['won']}, lost {report['lost']}")
     return harness.write("blind", options, report, began)
 
 

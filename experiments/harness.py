@@ -293,6 +293,39 @@ def answers(
         yield problem, result, recovered(problem, result)
 
 
+def side_by_side(
+    sides: dict[str, tuple[RefineMath, float]], problems: Sequence[Problem], work: Path, *, seed: int = 0
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """Two models with their seconds a problem, in turns on every problem: a row each, and which problems each side recovers.
+
+    A problem that was finished before is not asked again.
+    """
+    for model, _ in sides.values():
+        warm_up(model, problems)
+    rows = []
+    for i, problem in enumerate(problems):
+        if not task_path(work, problem.name).exists():
+            row: dict[str, Any] = {"name": problem.name, "length": problem.length, "formula": str(problem.truth), **dict.fromkeys(sides)}
+            for side in list(sides)[:: 1 if i % 2 else -1]:
+                model, seconds = sides[side]
+                result = model.solve(problem.x, problem.y, time_budget=seconds, seed=seed)
+                right = recovered(problem, result)
+                row[side] = {"recovered": right, "settled": result.converged, "searches": result.searches, "seconds": round(result.seconds, 2)}
+            save_task(work, problem.name, row)
+            print(*("+" if row[side]["recovered"] else "-" for side in sides), problem.length, row["formula"][:100], flush=True)
+        rows.append(load_task(work, problem.name))
+    return rows, {side: np.array([row[side]["recovered"] for row in rows]) for side in sides}
+
+
+def compared(right: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What two sides recover on the same problems: each with its interval, the difference with its own, how many the first won and lost."""
+    (a, first), (b, second) = right.items()
+    return {
+        "recovered": {a: interval(first), b: interval(second)}, f"{a} minus {b}": difference(first, second),
+        "won": int(np.sum(first & ~second)), "lost": int(np.sum(second & ~first)),
+    }  # fmt: skip
+
+
 def parts_of(config: Config, kind: type[nnx.Module] = Model, seed: int = 0) -> tuple[Any, Any]:
     """Random parameters and graph of a model, or of a class that stands in for it."""
     graph, params = nnx.split(kind(config, rngs=nnx.Rngs(seed)))

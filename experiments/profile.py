@@ -54,16 +54,20 @@ def training(options: Any) -> dict[str, Any]:
     draw = jax.jit(lambda k: draw_examples(k, bank, recipe.batch, weights=weights, probes=probes))
     fresh = jax.jit(lambda p, k: fresh_thoughts(k, nnx.merge(graph, p), bank, recipe, weights, probes, config))
     thoughts = fresh(params, key)
-    points = Points(thoughts.examples.x, thoughts.examples.y, thoughts.examples.mask)
-    sample = jax.jit(lambda p, k, c: best_own_sample(k, nnx.merge(graph, p).refiner.sample(k, thoughts.z, recipe.own_samples), points, c))
-    gradient = jax.jit(lambda p, k: jax.grad(loss_fn, has_aux=True)(p, graph, thoughts, k, recipe)[0])
+
+    @jax.jit  # the thoughts are arguments: the compiler works out beforehand what depends on constants alone
+    def sample(p: Any, k: jax.Array, thoughts: Any) -> Any:
+        points = Points(thoughts.examples.x, thoughts.examples.y, thoughts.examples.mask)
+        return best_own_sample(k, nnx.merge(graph, p).refiner.sample(k, thoughts.z, recipe.own_samples), points, thoughts.candidate)
+
+    gradient = jax.jit(lambda p, k, thoughts: jax.grad(loss_fn, has_aux=True)(p, graph, thoughts, k, recipe)[0])
     update = jax.jit(optimizer.update)
     parts: dict[str, Callable[[], Any]] = {
         "whole step": whole,
         "draw examples": lambda: draw(key),
         "new thoughts, with their examples": lambda: fresh(params, key),
-        "own samples, one refiner step": lambda: sample(params, key, thoughts.candidate),
-        "loss and gradient, with own samples": lambda: gradient(params, key),
+        "own samples, one refiner step": lambda: sample(params, key, thoughts),
+        "loss and gradient, with own samples": lambda: gradient(params, key, thoughts),
         "optimizer": lambda: update(params, moments, params),
     }
     seconds = in_turns(parts, options.repeats)

@@ -666,11 +666,10 @@ class RefineMath:
             attempt += 1
             outcome = search(attempt) if following is None else following
         self._compiled_for.add(width)
-        result = _result(chosen, sorted(front.values(), key=lambda s: s.length), kept or outcome, prepared, began)
-        return replace(result, searches=attempt + 1, steps=taken)
+        return _result(chosen, sorted(front.values(), key=lambda s: s.length), kept or outcome, prepared, began, searches=attempt + 1, steps=taken)
 
 
-def _result(chosen: Solution | None, front: list[Solution], outcome: Outcome, prepared: Prepared, began: float) -> Result:
+def _result(chosen: Solution | None, front: list[Solution], outcome: Outcome, prepared: Prepared, began: float, *, searches: int, steps: int) -> Result:
     if chosen is None:
         chosen = Solution((), (), float(np.mean(prepared.y)), 1.0)
     formula = chosen.formula()
@@ -683,11 +682,11 @@ def _result(chosen: Solution | None, front: list[Solution], outcome: Outcome, pr
                 records[-1] = entry
             else:
                 records.append(entry)
-    steps = int(outcome.steps)
-    velocity = np.asarray(outcome.trace.velocity)[:steps]
+    iterations = int(outcome.steps)
+    velocity = np.asarray(outcome.trace.velocity)[:iterations]
     return Result(
-        latex_of(formula), steps, formula, chosen.fvu, bool(outcome.converged), chosen.fvu < EXACT, chosen.fvu < 0.01, tuple(records), velocity, outcome,
-        prepared.x.T, prepared.y, time.perf_counter() - began,
+        latex_of(formula), iterations, formula, chosen.fvu, bool(outcome.converged), chosen.fvu < EXACT, chosen.fvu < 0.01, tuple(records), velocity, outcome,
+        prepared.x.T, prepared.y, time.perf_counter() - began, searches, steps,
     )  # fmt: skip
 
 

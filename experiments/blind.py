@@ -39,15 +39,16 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     missed = searches[~right["blind"]]
     most = int(missed.min()) if len(missed) else int(searches.max())
     levels = sorted({n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500) if n < most} | {most})
+    both = harness.compared(right)
     report = {
         "problems": len(problems), "candidates of a search": budget.thoughts * budget.samples * budget.search_steps,
-        **harness.compared(right), "machine seconds": harness.interval([row["machine"]["seconds"] for row in each], np.median),
-        "blind": [{"searches": n, "recovered": harness.interval(right["blind"] & (searches <= n))} for n in levels], "each": each,
+        "machine": both.pop("recovered")["machine"], "machine seconds": harness.interval([row["machine"]["seconds"] for row in each], np.median),
+        "blind": [{"searches": n, "recovered": harness.interval(right["blind"] & (searches <= n))} for n in levels], **both, "each": each,
     }  # fmt: skip
     for row in report["blind"]:
         r = row["recovered"]
         print(f"{row['searches']:4d} blind searches: {r['value']:.0%} [{r['low']:.0%}, {r['high']:.0%}] of {r['n']}")
-    print(f"the machine: {report['recovered']['machine']['value']:.0%}; won {report['won']}, lost {report['lost']}")
+    print(f"the machine: {report['machine']['value']:.0%}; won {report['won']}, lost {report['lost']}")
     return harness.write("blind", options, report, began)
 
 

@@ -17,7 +17,7 @@ from flax import nnx
 
 from experiments import harness
 from refinemath.language import VOCABULARY_SIZE
-from refinemath.model import FEEDBACK_FEATURES, POINT_FEATURES, Config, Points, no_candidate
+from refinemath.model import FEEDBACK_FEATURES, GLANCE, POINT_FEATURES, Config, Points, no_candidate
 from refinemath.newton_schulz import MUON, POLAR
 from refinemath.search import POINTS
 from refinemath.train import Recipe, make_trainer
@@ -50,9 +50,26 @@ def stabiliser_flops(config: Config) -> int:
     return 2 * (2 * length * length * config.latent_dim + 4 * schedule * length**3) if schedule else 0
 
 
+def opening_flops(config: Config) -> int:
+    """What a reader works out of a thought once, for all its readings: its look at every slot, the overview, and keys and finds where it looks back."""
+    w, d, length = config.reader, config.latent_dim, config.slots
+    plain = length * (d * w + d * GLANCE + GLANCE * w)
+    return 2 * (plain + (length * (2 * d * w + w * w) if config.reader_heads else 0)) if w else 0
+
+
+def reading_flops(config: Config) -> int:
+    """And for every reading: the head at every slot, and scores and finds where it looks back.  Nothing without a reader."""
+    w, length, heads = config.reader, config.slots, config.reader_heads
+    return 2 * length * (w * VOCABULARY_SIZE + (length * w + heads * length * w if heads else 0))
+
+
 def training_flops(config: Config, recipe: Recipe, points: int = POINTS) -> int:
-    """Matrix products of one example of one training step: forward once, backward twice, and the projection of the seed thought."""
-    return 3 * (encoder_flops(config, points) + recipe.unroll * refiner_flops(config, points)) + stabiliser_flops(config)
+    """Matrix products of one example of one training step: forward once, backward twice, the seed thought's projection, and the own samples' reading.
+
+    The samples are drawn from logits and an opened thought that the loss has worked out already.
+    """
+    step = refiner_flops(config, points) + opening_flops(config) + reading_flops(config)
+    return 3 * (encoder_flops(config, points) + recipe.unroll * step) + stabiliser_flops(config) + recipe.unroll * recipe.own_samples * reading_flops(config)
 
 
 def traced_flops(jaxpr: Any) -> int:
@@ -71,18 +88,20 @@ def traced_flops(jaxpr: Any) -> int:
 
 
 def forward_agrees(config: Config, points: int = 24) -> tuple[int, int]:
-    """The formula's forward pass (encoder and one refiner step) beside what one more plot adds to the traced program."""
+    """The formula's forward pass (encoder, one refiner step, one formula read) beside what one more plot adds to the traced program."""
     params, graph = harness.parts_of(config)
 
     def forward(params: Any, z: jax.Array, plot: Points) -> jax.Array:
         model = nnx.merge(graph, params)
-        return model.refiner.logits(model.refiner(z, model.encoder(plot), no_candidate(plot, config.slots)))
+        z = model.refiner(z, model.encoder(plot), no_candidate(plot, config.slots))
+        return model.refiner.log_probability(z, jnp.ones(z.shape[:2], jnp.int32)) if config.reader else model.refiner.logits(z)
 
     def traced(batch: int) -> int:
         plot = Points(jnp.ones((batch, 1, points)), jnp.ones((batch, points)), jnp.ones((batch, points), bool))
         return traced_flops(jax.make_jaxpr(forward)(params, jnp.ones((batch, config.slots, config.latent_dim)), plot).jaxpr)
 
-    return encoder_flops(config, points) + refiner_flops(config, points), traced(2) - traced(1)
+    step = refiner_flops(config, points) + opening_flops(config) + reading_flops(config)
+    return encoder_flops(config, points) + step, traced(2) - traced(1)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:

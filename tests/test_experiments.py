@@ -80,9 +80,10 @@ def test_exponent_of_a_power_law(power: float) -> None:
 # ---------------------------------------------------------------- counting
 
 
-@pytest.mark.parametrize("kind", ["rms", "soft", "polar", "muon"])
-def test_formula_for_flops_is_what_the_trace_counts(kind: str) -> None:
-    by_formula, traced = flops.forward_agrees(replace(CONFIG, stabiliser=kind, encoder_blocks=2, refiner_blocks=2))
+@pytest.mark.parametrize(("kind", "reader", "heads"), [("rms", 0, 0), ("soft", 0, 0), ("polar", 0, 0), ("muon", 0, 0), ("polar", 24, 0), ("polar", 24, 3)])
+def test_formula_for_flops_is_what_the_trace_counts(kind: str, reader: int, heads: int) -> None:
+    config = replace(CONFIG, stabiliser=kind, encoder_blocks=2, refiner_blocks=2, reader=reader, reader_heads=heads)
+    by_formula, traced = flops.forward_agrees(config)
     assert by_formula == traced
 
 
@@ -267,7 +268,7 @@ def test_a_blind_draw_costs_the_size_of_the_bank(bank: Bank) -> None:
 def test_undo_quick() -> None:
     record = undo.main(["--quick"])
     assert record["problems"] == len(record["each"]) >= 1 and record["won"] + record["lost"] <= record["problems"]
-    assert set(record["recovered"]) == set(record["each"][0]) - {"length", "formula"} == {"with", "without"}
+    assert set(record["recovered"]) == set(record["each"][0]) - {"name", "length", "formula"} == {"with", "without"}
 
 
 def test_blind_quick() -> None:

@@ -61,10 +61,9 @@ pdf: $(READY)
 	node tests/book/print.mjs
 
 # every record of results/ anew, a day of work; what is in runs/ is not done again.  QUICK=--quick goes through it in minutes and writes nothing
-EXPERIMENTS := scan_fuses flops profile growth halting undo blind stabiliser latent_drift muon_vs_adamw ours systems
 results: $(READY)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r experiments/requirements.txt
-	for name in $(EXPERIMENTS); do $(BIN)/python -m experiments.$$name $(QUICK) || exit 1; done
+	$(BIN)/python -m experiments $(QUICK)
 	test -n "$(QUICK)" || $(BIN)/python -m refinemath evaluate --systems refinemath null-edits no-sweep no-edits null --out results/evaluation.json
 	$(BIN)/python -m experiments.tables
 

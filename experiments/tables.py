@@ -1,4 +1,4 @@
-"""Write the tables of README.md from their records; `--check` only says whether they are up to date.
+"""Write the tables of README.md and of the model card from their records; `--check` only says whether they are up to date.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`; nobody edits it by hand.
 """
@@ -55,7 +55,18 @@ def evaluation(record: dict[str, Any]) -> str:
     return "\n".join([*lines, "", text, still + f"on {rest['converged']:.0%} of the problems all of them did."])
 
 
-TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {"evaluation": ("evaluation.json", evaluation)}
+def scores(record: dict[str, Any]) -> str:
+    """One line for the model card: what the weights recover, with which clock, and when it was measured."""
+    results, said = record["results"], []
+    for part, text in PARTS.items():
+        one = results[f"refinemath/{part}"]["summary"]
+        said.append(f"{one['recovered']} of {one['problems']} {text}")
+    origin = results["refinemath/heldout"]["origin"]
+    return f"* **Scores**: {', '.join(said)}; {origin['time_budget']:g} s a problem on two CPU cores, {origin['date']}, at commit {origin['commit']}."
+
+
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {"evaluation": ("evaluation.json", evaluation), "scores": ("evaluation.json", scores)}
+TEXTS = (ROOT / "README.md", ROOT / "refinemath" / "weights" / "refinemath-512.md")
 
 
 def filled(text: str) -> str:
@@ -70,14 +81,16 @@ def filled(text: str) -> str:
 
 
 def main() -> int:
-    """0 if README.md holds the tables of its records, after writing them unless only checking."""
-    path = ROOT / "README.md"
-    old = path.read_text(encoding="utf-8")
-    new = filled(old)
-    if old != new and "--check" not in sys.argv:
-        path.write_text(new, encoding="utf-8")
-        return 0
-    return int(old != new)
+    """0 if the texts hold the tables of their records, after writing them unless only checking."""
+    stale = 0
+    for path in TEXTS:
+        old = path.read_text(encoding="utf-8")
+        new = filled(old)
+        if old != new and "--check" not in sys.argv:
+            path.write_text(new, encoding="utf-8")
+        else:
+            stale += old != new
+    return int(stale > 0)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,13 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+from refinemath.evaluate import PARTS, SYSTEMS, evaluate
 from refinemath.model import STABILISERS, Config
 from refinemath.solve import RefineMath
-from refinemath.train import Recipe
+from refinemath.train import OPTIMIZERS, Recipe
 
-_PARTS = ["suites", "heldout", "noise", "real"]
-_SYSTEMS = ["refinemath", "no-sweep", "no-edits", "null", "null-edits"]
 _COUNTS = ("steps", "batch", "unroll", "own_samples", "bank_per_length")  # dials of a recipe that are 1 at least
-_CHOICES = {"optimizer": ("muon", "adamw")}
+_CHOICES = {"optimizer": OPTIMIZERS}
 _METAVAR = {int: "N", float: "X", str: "NAME"}
 _DIALS = {
     "steps": "training steps",
@@ -53,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     solve.add_argument("--latent-dim", type=int, default=512, metavar="D", help="width of the latent (default 512)")
     solve.add_argument("--max-iters", type=int, default=32, metavar="T", help="most refiner steps of one search (default 32)")
     solve.add_argument("--threshold", type=float, default=1e-5, help="relative latent velocity that counts as settled (default 1e-5)")
-    solve.add_argument("--time-budget", type=float, default=8.0, metavar="S", help="seconds after which no further search starts (default 8)")
+    solve.add_argument("--time-budget", type=float, default=8.0, metavar="S", help="seconds within which the last search should end (default 8)")
     solve.add_argument("--seed", type=int, default=0, help="makes the answer repeatable (default 0)")
     solve.add_argument("--weights", type=Path, help="weights file, if not the shipped one")
     solve.add_argument("--plot", type=Path, metavar="PNG", help="where to save the plot (default: the file's name with .formula.png, in this folder)")
@@ -74,8 +73,8 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="measure recovery on benchmarks, held-out formulas and real data")
     evaluate.add_argument("--data", type=Path, default=Path("data"), help="folder with suites.csv, heldout.csv and problems.csv")
-    evaluate.add_argument("--parts", nargs="+", default=_PARTS, choices=_PARTS, help="which problems (default all)")
-    evaluate.add_argument("--systems", nargs="+", default=["refinemath", "null"], choices=_SYSTEMS, help="which solvers (default refinemath null)")
+    evaluate.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="which problems (default all)")
+    evaluate.add_argument("--systems", nargs="+", default=["refinemath", "null"], choices=SYSTEMS, help="which solvers (default refinemath null)")
     evaluate.add_argument("--every", type=_count, default=1, metavar="N", help="take each N-th held-out formula (default 1, all)")
     evaluate.add_argument("--time-budget", type=float, default=8.0, metavar="S", help="seconds a problem (default 8)")
     evaluate.add_argument("--weights", type=Path, metavar="FILE", help="weights file, if not the shipped one")
@@ -89,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return {"solve": _solve, "train": _train, "evaluate": _evaluate}[options.command](options)
-    except (ValueError, OSError) as error:  # ours are ValueErrors; a file that cannot be read or written is an OSError
+    except (ValueError, OSError, FloatingPointError) as error:  # ours; a file that cannot be read or written; a training that diverged
         print(f"refinemath: {error}", file=sys.stderr)
         return 2
 
@@ -98,7 +97,6 @@ def _solve(options: argparse.Namespace) -> int:
     model = RefineMath(options.latent_dim, options.max_iters, weights=options.weights)
     result = model.solve(options.file, threshold=options.threshold, seed=options.seed, time_budget=options.time_budget)
     target = options.plot or Path(options.file.name).with_suffix(".formula.png")
-    result.plot(target)
     print(f"formula     y = {result.sympy()}")
     print(f"LaTeX       {result.latex}")
     print(f"Python      {result.python()}")
@@ -106,9 +104,10 @@ def _solve(options: argparse.Namespace) -> int:
     print(f"iterations  {result.iterations}, latent {'settled' if result.converged else 'not settled'} at threshold {options.threshold:g}")
     print(f"work        {result.steps} steps in {result.searches} search{'es' if result.searches > 1 else ''}")
     print(f"time        {result.seconds:.1f} s")
-    print(f"plot        {target}")
     if not result.found:
         print("No formula explains 99 % of the variance; this is the best attempt.")
+    result.plot(target)
+    print(f"plot        {target}")
     return 0
 
 
@@ -127,8 +126,6 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from refinemath.evaluate import evaluate
-
     model = RefineMath(options.latent_dim, weights=options.weights)
     evaluate(
         model, options.data, parts=options.parts, systems=options.systems, time_budget=options.time_budget, every=options.every, out=options.out,

@@ -23,7 +23,6 @@ from refinemath.language import (
     MAX_VARIABLES,
     OPERATOR_TOKEN,
     SLOTS,
-    TOKEN_VALUE,
     VOCABULARY_SIZE,
     additive_terms,
     evaluate_nodes,
@@ -323,7 +322,7 @@ def draw_constants(key: Array, tokens: Int[Array, "batch slots"]) -> Float[Array
 
 
 def draw_points(key: Array, batch: int, variables: int, points: int) -> Float[Array, "batch variables points"]:
-    """Ranges [-a, a], [0, a], [a/5, a/5 + b] or [-b, a] with a, b log-uniform in [0.7, 12]; uniform, even or logarithmic spacing."""
+    """Ranges [-a, a], [0.001 or 0.05, a], [a/5, a/5 + b] or [-b, a] with a, b log-uniform in [0.7, 12]; uniform, even or logarithmic spacing."""
     k = jax.random.split(key, 6)
     shape = (batch, variables, 1)
     a, b = jnp.exp(jax.random.uniform(k[0], (2, *shape), minval=np.log(0.7), maxval=np.log(12.0)))
@@ -340,7 +339,7 @@ def draw_points(key: Array, batch: int, variables: int, points: int) -> Float[Ar
 
 
 def length_weights(bank: Bank, weights: dict[int, float] | None = None) -> Float[Array, " slots1"]:
-    """How often each length is drawn: evenly up to 13 tokens, then at half weight, or as given; never a length the bank lacks."""
+    """How often each length is drawn: evenly from 3 to 13 tokens, 2 at weight 0.3, more than 13 at half weight, or as given; never one the bank lacks."""
     slots = bank.tokens.shape[1]
     wanted = {n: (0.3 if n == 2 else 1.0 if n <= 13 else 0.5) for n in range(2, slots + 1)} if weights is None else weights
     row = np.array([wanted.get(n, 0.0) for n in range(slots + 1)], np.float32)
@@ -448,8 +447,3 @@ def matches_probes(tokens: Array, values: Array, coefficient: Array, slots_of: A
     basis = evaluate_nodes(tokens, values, probe_points(variables))[slots_of, jnp.arange(tokens.shape[0])[:, None]]
     y = jnp.sum(jnp.where(term[..., None], coefficient[..., None] * basis, 0.0), axis=1)
     return jnp.any(jnp.abs(standardized_probe(y) @ probes.T) > 1 - 1e-6, axis=1)
-
-
-def default_values(tokens: np.ndarray) -> np.ndarray:
-    """The bins' own numbers for every constant token, float32."""
-    return TOKEN_VALUE[tokens]

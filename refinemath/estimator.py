@@ -41,6 +41,7 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
         weights: str | Path | None = None,
         budget: Budget | None = None,
         sweep: bool = True,
+        undo: bool = True,
     ):
         self.latent_dim = latent_dim
         self.max_iters = max_iters
@@ -50,13 +51,14 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
         self.weights = weights
         self.budget = budget
         self.sweep = sweep
+        self.undo = undo
 
     def fit(self, X: Any, y: Any) -> Self:
         """Find a formula for the rows of X (samples, features) and y (samples,).  Raises `ValueError` as `RefineMath.solve` does."""
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=FEWEST_POINTS)
         state = self.random_state
         seed = int(state) if isinstance(state, numbers.Integral) else int(check_random_state(state).randint(2**31 - 1))
-        model = RefineMath(self.latent_dim, self.max_iters, weights=self.weights, budget=self.budget, sweep=self.sweep)
+        model = RefineMath(self.latent_dim, self.max_iters, weights=self.weights, budget=self.budget, sweep=self.sweep, undo=self.undo)
         result = model.solve(X, np.asarray(y, np.float64), threshold=self.threshold, seed=seed, time_budget=self.time_budget)
         self.result_: Result = replace(result, outcome=jax.tree.map(np.asarray, result.outcome))
         self.formula_ = result.formula

@@ -227,7 +227,7 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
 def environment(command: str) -> dict[str, Any]:
     """What a record needs to be repeated: command, commit, versions, hardware, date."""
     try:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
     return {
@@ -248,8 +248,13 @@ def evaluate(
     }
     origin = {**environment(command), "time_budget": time_budget}
     report: dict[str, Any] = {**origin, "budget": asdict(model.budget), "results": {}}
+    if out is not None and not out.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {out.parent}")
     if out is not None and out.exists():
-        report["results"] = json.loads(out.read_text(encoding="utf-8"))["results"]
+        old = json.loads(out.read_text(encoding="utf-8"))
+        if not isinstance(old, dict) or not isinstance(old.get("results"), dict):
+            raise ValueError(f"{out} is not a record of evaluate; choose another file")
+        report["results"] = old["results"]
     for system in systems:
         runner = null_model(model) if system == "null" else _variant(model, system)
         for part in parts:
@@ -259,7 +264,9 @@ def evaluate(
             report["results"][f"{system}/{part}"] = {"origin": origin, "summary": summary(records), "records": records}
             print(f"{system}/{part}: {report['results'][f'{system}/{part}']['summary']}", flush=True)
             if out is not None:
-                out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+                part_of = out.with_name(out.name + ".part")
+                part_of.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+                part_of.replace(out)
     return report
 
 

@@ -197,7 +197,7 @@ def _activate(x: Array) -> Array:
 
 
 class Linear(nnx.Module):
-    """A matrix, started orthogonally scaled for its fan-in."""
+    """A matrix, started at random, scaled for its fan-in."""
 
     def __init__(self, inputs: int, outputs: int, *, scale: float = 1.0, rngs: nnx.Rngs):
         self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), (inputs, outputs), jnp.float32) / jnp.sqrt(jnp.float32(inputs)))

@@ -85,8 +85,8 @@ class Budget:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a number of at least {least:g}")
         if self.samples < self.fits:
             raise ValueError(f"fits is {self.fits} and samples {self.samples}; no more can be fitted than are drawn")
-        if self.edits % 8:
-            raise ValueError(f"edits is {self.edits}; it must be a multiple of 8")
+        if 0 < self.edits < 8:
+            raise ValueError(f"edits is {self.edits}; it must be 0 or at least 8")
 
 
 class Pool(NamedTuple):
@@ -122,6 +122,7 @@ class Outcome(NamedTuple):
     steps: Array  # taken in all
     found_at: Array  # the step at which the best formula appeared
     converged: Array  # did every thought settle: its velocity under the threshold twice in a row
+    searched: Array  # steps in which candidates could change; in the others the thoughts settled
 
 
 def skeleton_hash(tokens: Int[Array, "batch slots"]) -> Int[Array, " batch"]:
@@ -204,15 +205,19 @@ def merge(pool: Pool, new: Pool) -> Pool:
 
 
 def most_promising(candidates: Candidate, groups: int, most: int, points: Array) -> Int[Array, " chosen"]:
-    """Indices of the `most` best formulas with different skeletons in each of `groups` equal groups."""
-    cost = cost_of(candidates.tokens, candidates.fvu, points).reshape(groups, -1)
-    name = skeleton_hash(candidates.tokens).reshape(groups, -1)
+    """Indices of the `most` best formulas with different skeletons in each of `groups` groups of one size."""
+    count = len(candidates.fvu)
+    rest = -count % groups  # the last group may be smaller
+    cost = jnp.pad(cost_of(candidates.tokens, candidates.fvu, points), (0, rest), constant_values=jnp.inf).reshape(groups, -1)
+    name = jnp.pad(skeleton_hash(candidates.tokens), (0, rest)).reshape(groups, -1)
     order, ranked = cheapest_of_each(name, cost)
     top = jnp.take_along_axis(order, jax.lax.top_k(-ranked, most)[1], axis=1)
-    return (top + jnp.arange(groups)[:, None] * cost.shape[1]).reshape(-1)
+    return jnp.minimum((top + jnp.arange(groups)[:, None] * cost.shape[1]).reshape(-1), count - 1)
 
 
-def edit(key: Array, tokens: Int[Array, "batch slots"], values: Float[Array, "batch slots"], donors: Int[Array, "donors slots"]) -> tuple[Array, Array]:
+def edit(
+    key: Array, tokens: Int[Array, "batch slots"], values: Float[Array, "batch slots"], donors: Int[Array, "donors slots"], variables: int = 1
+) -> tuple[Array, Array]:
     """Random edits that keep a formula legal: a subtree is replaced by a subtree of a donor, wrapped by an operator, or a token by another
     of its arity.  What would not fit into the slots stays as it was.  Chapter 8.
     """
@@ -238,7 +243,7 @@ def edit(key: Array, tokens: Int[Array, "batch slots"], values: Float[Array, "ba
     kind = (u[3] > 0.5).astype(jnp.int32) + (u[3] > 0.8).astype(jnp.int32)
     unary = OPERATOR_TOKEN["neg"] + below(u[4], VOCABULARY_SIZE - OPERATOR_TOKEN["neg"])
     binary = OPERATOR_TOKEN["add"] + below(u[4], 4)
-    leaf = jnp.where(u[5] < 0.5, 1, FIRST_CONSTANT + below(u[6], len(CONSTANT_BINS)))
+    leaf = jnp.where(u[5] < 0.5, 1 + below(2 * u[5], variables), FIRST_CONSTANT + below(u[6], len(CONSTANT_BINS)))
     wrap_binary = u[7] < 0.6
 
     def splice(head: Array, inserted: Array, inserted_size: Array, skip: Array) -> tuple[Array, Array]:
@@ -343,7 +348,7 @@ def extend(pool: Pool, library: Library, points: Points, most: int, choices: int
     entry_length = jnp.sum(library.tokens != END, axis=1, dtype=jnp.int32)
     gain = jnp.where(length[:, None] + entry_length[None] < slots, gain, 0.0)
     part = gain.shape[1] // choices
-    best = jnp.argmax(gain[:, : part * choices].reshape(most, choices, part), axis=-1).astype(jnp.int32) + part * jnp.arange(choices, dtype=jnp.int32)
+    best = jnp.argmax(gain[:, : part * choices].reshape(most, choices, part), axis=-1).astype(jnp.int32) + part * jnp.arange(choices, dtype=jnp.int32)[None]
     useful = jnp.take_along_axis(gain, best, axis=1) > 0
     best, useful = best.reshape(-1), useful.reshape(-1).astype(jnp.int32)
     tokens, values, length = (jnp.repeat(a, choices, axis=0) for a in (tokens, values, length))
@@ -622,7 +627,7 @@ def think(
 
     price = functools.partial(cost_of, points=count)
 
-    def offer(key: Array, pool: Pool, tokens: Array, values: Array, nodes: Array, step: Array) -> tuple[Array, Array]:
+    def offer(pool: Pool, tokens: Array, values: Array, nodes: Array, step: Array) -> tuple[Array, Array]:
         """Remembered formulas with terms they lack or a subtree exchanged; short formulas paired with parts of what was drawn, first with one another."""
         if not budget.edits or not start.shape[0]:
             return nothing
@@ -650,7 +655,7 @@ def think(
             rank = mostly_first(u_parent, budget.keep / 5)
             parents = jnp.where(jnp.isfinite(pool.fvu[rank]), rank, 0)
             donors = jnp.concatenate([pool.tokens, tokens[: budget.keep]])
-            tokens, values = together((tokens, values), edit(k_edit, pool.tokens[parents], pool.values[parents], donors), carry.offers)
+            tokens, values = together((tokens, values), edit(k_edit, pool.tokens[parents], pool.values[parents], donors, model.refiner.variables), carry.offers)
         nodes = evaluate_nodes(tokens, values, points.x)
         drawn = execute(tokens, values, points, nodes)
         own = thoughts * budget.samples
@@ -677,7 +682,7 @@ def think(
         shared = jax.tree.map(lambda a: a[pick], pool.candidate())
         candidate = choose(lags & jnp.isfinite(shared.fvu), shared, candidate)
         found_at = jnp.where(pool.cost[0] < carry.pool.cost[0] - 0.5, carry.step + 1, carry.found_at)
-        offers = offer(jax.random.fold_in(k_other, 1), pool, tokens, values, nodes, carry.step)
+        offers = offer(pool, tokens, values, nodes, carry.step)
         return carry._replace(candidate=candidate, pool=pool, offers=offers, hits=jnp.zeros_like(carry.hits), rested=zero, found_at=found_at, key=key)
 
     def settle(carry: Carry) -> Carry:
@@ -724,8 +729,8 @@ def think(
         whole = Parts(*(a[: min(budget.parts, half * slots)] for a in (library.tokens, library.values, library.y)))
         if budget.edits:
             blank_draws = jnp.zeros((half, slots), jnp.int32), jnp.zeros((half, slots), jnp.float32), jnp.zeros((slots, half, points.y.shape[1]), jnp.float32)
-            shapes = jax.eval_shape(offer, key, pool, *blank_draws, zero)
+            shapes = jax.eval_shape(offer, pool, *blank_draws, zero)
             offers = jnp.zeros(shapes[0].shape, jnp.int32).at[:, 0].set(1), jnp.zeros(shapes[1].shape, jnp.float32)  # x, many times
     carry = Carry(z, no_candidate(spread, slots), pool, offers, jnp.zeros(thoughts, jnp.int32), (z, z), zero, zero, zero, key, blank)
     carry = jax.lax.while_loop(going_on, step, carry)
-    return Outcome(carry.pool, carry.z, carry.trace, carry.step, carry.found_at, jnp.all(carry.hits >= 2))
+    return Outcome(carry.pool, carry.z, carry.trace, carry.step, carry.found_at, jnp.all(carry.hits >= 2), carry.step - carry.rested)

@@ -45,6 +45,7 @@ from refinemath.model import Config, Model, Points
 from refinemath.search import ANY_CONSTANT, POINTS, Budget, Outcome, think
 
 FEWEST_POINTS = 4
+MOST_POINTS = 4096  # numbers are fitted on no more points than this; the network and the search look at 64 of them
 COMMON = (1, -1, 2, 0.5)  # constants that short formulas are always tried with
 EXACT = 1e-23  # FVU in float64 under which a fit counts as exact
 
@@ -89,8 +90,11 @@ def read_points(data: Any, y: Any = None) -> tuple[np.ndarray, np.ndarray]:
         raise DataError(f"{int(bad.sum())} row(s) hold NaN or infinity, the first is row {int(np.argmax(bad))}; remove them")
     if np.max(np.abs(table)) > 1e100:
         raise DataError(f"the largest number is {np.max(np.abs(table)):.3g}; numbers beyond 1e100 are not supported, choose other units")
+    spans = np.ptp(table, axis=0)
+    if np.any((spans > 0) & (spans < 1e-100)):
+        raise DataError(f"a column spans only {np.min(spans[spans > 0]):.3g}; spans under 1e-100 are not supported, choose other units")
     for i in range(columns - 1):
-        if np.ptp(table[:, i]) == 0:
+        if spans[i] == 0:
             raise DataError(f"variable {VARIABLES[i] if columns > 2 else 'x'} is {table[0, i]:g} at every point; a formula needs at least two different values")
     return table[:, :-1], table[:, -1]
 
@@ -111,7 +115,7 @@ def _read_file(path: Path) -> Any:
             lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
             delimiter = next((d for d in (",", ";", "\t") if lines and d in lines[0]), None)
             rows = list(csv.reader(lines, delimiter=delimiter)) if delimiter else [line.split() for line in lines]
-            if rows and any(not _is_number(cell) for cell in rows[0]):
+            if rows and not any(_is_number(cell) for cell in rows[0]):  # names of the columns
                 rows = rows[1:]
             if not rows:
                 raise DataError(f"{path} holds no numbers")
@@ -122,7 +126,7 @@ def _read_file(path: Path) -> Any:
                     if not _is_number(cell):
                         raise DataError(f"{path}: {cell!r} in data row {i + 1} is not a number")
             return np.array([[float(cell) for cell in row] for row in rows])
-    except (OSError, ValueError, EOFError, csv.Error) as error:
+    except (OSError, ValueError, EOFError, MemoryError, csv.Error) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"cannot read {path}: {error}") from None
@@ -140,12 +144,14 @@ def _is_number(text: str) -> bool:
 def _numbers(data: Any, name: str) -> np.ndarray:
     if hasattr(data, "to_numpy"):
         data = data.to_numpy()
+    if np.ma.isMaskedArray(data) and np.ma.is_masked(data):
+        raise DataError(f"{name} has masked entries; remove their rows")
     try:
         array = np.asarray(data)
         if array.dtype == object or array.dtype.kind in "SU":
             array = np.array(array.tolist(), np.float64)
-    except (TypeError, ValueError):
-        raise DataError(f"{name} holds something that is not a number, or rows of different lengths") from None
+    except (TypeError, ValueError, OverflowError):
+        raise DataError(f"{name} holds something that is not a number of float64, or rows of different lengths") from None
     if array.dtype.kind == "c":
         raise DataError(f"{name} holds complex numbers; the language is real")
     if array.dtype.kind not in "fiub":
@@ -153,7 +159,7 @@ def _numbers(data: Any, name: str) -> np.ndarray:
     return array.astype(np.float64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prepared:
     """The points as the network sees them, and the factors that lead back."""
 
@@ -397,14 +403,14 @@ def choose_solution(front: list[Solution], prepared: Prepared, *, most: int = 8,
 
 @dataclass(frozen=True)
 class Attempt:
-    """One formula of the front: how long, how good, what."""
+    """One formula of the front: how long, how good, what; its numbers are rounded, for reading."""
 
     length: int
     fvu: float
     formula: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """What `solve` found.  Unpacks as `formula_latex, iterations`.
 
@@ -428,17 +434,18 @@ class Result:
     seconds: float = 0.0
     searches: int = 0
     steps: int = 0
+    digits: int = 6  # significant digits with which numbers are printed
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.latex, self.iterations))
 
     def sympy(self) -> sympy.Expr:
-        """The formula as a SymPy expression."""
-        return tidy(self.formula)
+        """The formula as a SymPy expression, its numbers rounded as they are printed."""
+        return tidy(self.formula, self.digits)
 
     def python(self) -> str:
-        """The formula as a line of Python that needs `import math`."""
-        return str(sympy.pycode(self.sympy(), fully_qualified_modules=True))
+        """The formula as a line of Python that needs `import math`, with all digits of its numbers."""
+        return str(sympy.pycode(tidy(self.formula, 17), fully_qualified_modules=True))
 
     def predict(self, x: Any) -> np.ndarray:
         """Values at x: numbers (points,) or rows (points, variables).  NaN where the formula is undefined.  Raises `DataError`."""
@@ -477,8 +484,19 @@ def tidy(formula: Formula, digits: int = 6) -> sympy.Expr:
         elif abs(v) < 1e9 and abs(v - round(v)) < 1e-9 * abs(v):
             numbers[number] = sympy.Integer(round(v))
         else:
-            numbers[number] = sympy.Float(f"{v:.{digits}g}")
+            numbers[number] = sympy.Float(repr(v) if digits >= 17 else f"{v:.{digits}g}")
     return expression.xreplace(numbers)
+
+
+def digits_needed(formula: Formula, x: np.ndarray, y: np.ndarray) -> int:
+    """Significant digits with which a printed formula still says what it says: 6, or more where rounding to 6 would move it.  x: (variables, points)."""
+    exact, variance = formula.evaluate(x), float(np.var(y))
+    for digits in (6, 9, 12):
+        rounded = Formula(tuple(p if isinstance(p, str) else float(f"{p:.{digits}g}") for p in formula.parts))
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.mean((rounded.evaluate(x) - exact) ** 2) <= 1e-8 * variance:
+                return digits
+    return 17
 
 
 def latex_of(formula: Formula, digits: int = 6) -> str:
@@ -503,14 +521,14 @@ def kept_compiled() -> Iterator[None]:
     The folder is `refinemath` in the user's cache, one for each machine.  Nothing changes where a place was chosen already
     (`JAX_COMPILATION_CACHE_DIR`), the cache is switched off (`JAX_ENABLE_COMPILATION_CACHE=0`), or the folder cannot be written.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
-    folder = Path(base) / "refinemath" / f"{platform.node()}-{platform.machine()}"
     if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
         yield
         return
     try:
+        base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
+        folder = Path(base) / "refinemath" / f"{platform.node()}-{platform.machine()}"
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # there may be no home folder
         yield
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -521,8 +539,16 @@ def kept_compiled() -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
+@contextlib.contextmanager
+def plain_float32() -> Iterator[None]:
+    """Inside, JAX computes in float32 all through, also where 64-bit numbers are switched on or a GPU would round the factors of its products."""
+    narrow = jax.enable_x64(False) if hasattr(jax, "enable_x64") else jax.experimental.disable_x64()  # type: ignore[attr-defined]
+    with narrow, contextlib.nullcontext() if jax.default_backend() == "cpu" else jax.default_matmul_precision("highest"):
+        yield
+
+
 @functools.lru_cache(maxsize=4)
-def _load(path: Path) -> tuple[Any, Any, Config]:
+def _load(path: Path, changed: int) -> tuple[Any, Any, Config]:  # `changed`: what was written anew is read anew
     meta = checkpoint.read_meta(path)
     try:
         config = Config(**meta["config"])
@@ -551,11 +577,19 @@ def short_skeletons(slots: int = SLOTS, copies: int = 1) -> np.ndarray:
     return np.concatenate([fixed, drawn]).astype(np.uint8)
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral)  # NumPy's whole numbers as well
+
+
+_COMPILED: set[Any] = set()  # the searches that this process has compiled
+
+
 class RefineMath:
     """A model that turns points into a formula.
 
     `latent_dim`: the width of the latent; weights of this width must be in the package or given as `weights`, the path of a file that
-    training wrote.  `max_iters`: the most refiner steps of one search.  `budget`: how much each step may do, see `search.Budget`.
+    training wrote.  `max_iters`: the most refiner steps of one search.  `budget`: how much each step may do, see `search.Budget`; its `steps`
+    become `max_iters`, and its `search_steps` half of them if they are more.
     `sweep`: whether all formulas of up to five tokens are tried before the first step.  `undo`: whether searches after the first also look at the
     data with one operation undone, such as log y, which is the rest where y is exp of it.
     """
@@ -564,25 +598,24 @@ class RefineMath:
         self, latent_dim: int = 512, max_iters: int = 32, *, weights: str | Path | None = None, budget: Budget | None = None, sweep: bool = True,
         undo: bool = True,
     ):  # fmt: skip
-        if not isinstance(max_iters, int) or not 1 <= max_iters <= 1024:
+        if not _is_whole(max_iters) or not 1 <= max_iters <= 1024:
             raise ValueError(f"max_iters is {max_iters!r}; it must be a whole number from 1 to 1024")
-        if not isinstance(latent_dim, int) or latent_dim < 1:
+        if not _is_whole(latent_dim) or latent_dim < 1:
             raise ValueError(f"latent_dim is {latent_dim!r}; it must be a positive whole number")
-        self.latent_dim = latent_dim
-        self.max_iters = max_iters
+        self.latent_dim = int(latent_dim)
+        self.max_iters = int(max_iters)
         self.weights = None if weights is None else Path(weights)
         self.sweep = sweep
         self.undo = undo
         self.prior: np.ndarray | None = None  # skeletons for the null model
-        self._compiled_for: set[tuple[int, Budget]] = set()
         base = budget or Budget()
-        self.budget = replace(base, steps=max_iters, search_steps=min(base.search_steps, max(1, max_iters // 2)))
+        self.budget = replace(base, steps=self.max_iters, search_steps=min(base.search_steps, max(1, self.max_iters // 2)))
 
     def _parameters(self) -> tuple[Any, Any, Config]:
         if self.weights is not None:
             if not self.weights.is_file():
                 raise checkpoint.CheckpointError(f"there is no weights file {self.weights}")
-            params, graph, config = _load(self.weights)
+            params, graph, config = _load(self.weights, self.weights.stat().st_mtime_ns)
             if config.latent_dim != self.latent_dim:
                 raise checkpoint.CheckpointError(f"{self.weights} has latent_dim {config.latent_dim}, not {self.latent_dim}")
             return params, graph, config
@@ -592,21 +625,23 @@ class RefineMath:
                 f"no weights of latent_dim {self.latent_dim} are shipped; shipped: {', '.join(map(str, widths)) or 'none'}. "
                 f"Train your own with `python -m refinemath train --latent-dim {self.latent_dim} --out FOLDER` and pass weights='FOLDER/weights.npz'"
             )
-        return _load(Path(str(resources.files("refinemath") / "weights" / f"refinemath-{self.latent_dim}.npz")))
+        return _load(Path(str(resources.files("refinemath") / "weights" / f"refinemath-{self.latent_dim}.npz")), 0)
 
+    @plain_float32()
     def solve(self, data: Any, y: Any = None, *, threshold: float = 1e-5, seed: int = 0, time_budget: float = 8.0) -> Result:
         """Find a formula for the points; returns a `Result` that unpacks as `formula_latex, iterations`.
 
         `data`: rows (x, y), see `read_points` for all forms.  `threshold`: the relative latent velocity |Z_t - Z_{t-1}| / |Z_{t-1}| under
-        which a thought has settled.  `seed`: makes the answer repeatable.  `time_budget`: seconds within which the last search should end (the
-        first always runs).  A poor fit is a result with `found` False, not an error.  Raises `DataError`, `CheckpointError`, `ValueError`.
+        which a thought has settled.  `seed`: makes the answer repeatable, where the same number of searches fits into the time; its last 32
+        bits count.  `time_budget`: seconds within which the last search should end (the first always runs).  A poor fit is a result with
+        `found` False, not an error.  Raises `DataError`, `CheckpointError`, `ValueError`.
         """
         began = time.perf_counter()
         if not isinstance(threshold, numbers.Real) or not 0 < threshold < 1:
             raise ValueError(f"threshold is {threshold!r}; it must be a number between 0 and 1")
         if not isinstance(time_budget, numbers.Real) or not time_budget > 0:
             raise ValueError(f"time_budget is {time_budget!r}; it must be a positive number of seconds")
-        if not isinstance(seed, numbers.Integral) or not -(2**63) <= seed < 2**64:
+        if not _is_whole(seed) or not -(2**63) <= seed < 2**64:
             raise ValueError(f"seed is {seed!r}; it must be a whole number of at most 64 bits")
         x, target = read_points(data, y)
         params, graph, config = self._parameters()
@@ -617,15 +652,17 @@ class RefineMath:
             )
         if np.ptp(target) <= 1e-14 * max(1e-300, float(np.max(np.abs(target)))):
             return _constant(x, target, began)
-        prepared = prepare(x, target)
+        spaced = np.round(np.linspace(0, len(x) - 1, MOST_POINTS)).astype(int)
+        few = np.argsort(x[:, 0], kind="stable")[spaced] if len(x) > MOST_POINTS else slice(None)
+        prepared = prepare(x[few], target[few])
         start = jnp.asarray(short_skeletons(config.slots, 32) if self.sweep else np.zeros((0, config.slots), np.uint8))
         prior = jnp.asarray(np.zeros((1, config.slots), np.uint8) if self.prior is None else self.prior)
         front: dict[tuple[str, ...], Solution] = {}
         known: Known = ({}, {})
         chosen: Solution | None = None
         kept: Outcome | None = None
-        width = (prepared.points.y.shape[1], self.budget)
-        compiled = width in self._compiled_for  # if not, the first search also compiles, and its time predicts nothing
+        program = (config, self.budget, prepared.points.y.shape, start.shape, prior.shape)
+        compiled = program in _COMPILED  # if not, the first search also compiles, and its time predicts nothing
 
         plan = planned(prepared, tuple(UNDO) if self.undo else ())
 
@@ -654,7 +691,7 @@ class RefineMath:
                 if name not in front or description_length(solution) < description_length(front[name]):
                     front[name] = solution
             now = choose_solution(sorted(front.values(), key=description_length), prepared, known=known)
-            better = chosen is None or (now is not None and description_length(now) < description_length(chosen) - 0.5)
+            better = now is not None and (chosen is None or description_length(now) < description_length(chosen) - 0.5)
             agreed = 0 if better else agreed + counts
             if better:
                 chosen, kept = now, outcome
@@ -665,19 +702,21 @@ class RefineMath:
                 searched = time.perf_counter()
             attempt += 1
             outcome = search(attempt) if following is None else following
-        self._compiled_for.add(width)
-        return _result(chosen, sorted(front.values(), key=lambda s: s.length), kept or outcome, prepared, began, searches=attempt + 1, steps=taken)
+        _COMPILED.add(program)
+        result = _result(chosen, sorted(front.values(), key=lambda s: s.length), kept or outcome, prepared, began, searches=attempt + 1, steps=taken)
+        return result if len(x) <= MOST_POINTS else judged(result, x, target)
 
 
 def _result(chosen: Solution | None, front: list[Solution], outcome: Outcome, prepared: Prepared, began: float, *, searches: int, steps: int) -> Result:
     if chosen is None:
         chosen = Solution((), (), float(np.mean(prepared.y)), 1.0)
     formula = chosen.formula()
+    digits = digits_needed(formula, prepared.x, prepared.y)
     records: list[Attempt] = []
     for solution in front:
         if not records or solution.fvu < 0.9 * records[-1].fvu:
             back = solution.formula() if np.all(prepared.scale == 1.0) else (rescale(solution, prepared) or solution).formula()
-            entry = Attempt(solution.length, solution.fvu, str(tidy(back, 5)))
+            entry = Attempt(solution.length, solution.fvu, str(tidy(back, digits - 1)))
             if records and records[-1].length == entry.length:
                 records[-1] = entry
             else:
@@ -685,9 +724,16 @@ def _result(chosen: Solution | None, front: list[Solution], outcome: Outcome, pr
     iterations = int(outcome.steps)
     velocity = np.asarray(outcome.trace.velocity)[:iterations]
     return Result(
-        latex_of(formula), iterations, formula, chosen.fvu, bool(outcome.converged), chosen.fvu < EXACT, chosen.fvu < 0.01, tuple(records), velocity, outcome,
-        prepared.x.T, prepared.y, time.perf_counter() - began, searches, steps,
+        latex_of(formula, digits), iterations, formula, chosen.fvu, bool(outcome.converged), chosen.fvu < EXACT, chosen.fvu < 0.01, tuple(records),
+        velocity, outcome, prepared.x.T, prepared.y, time.perf_counter() - began, searches, steps, digits,
     )  # fmt: skip
+
+
+def judged(result: Result, x: np.ndarray, y: np.ndarray) -> Result:
+    """The result of some of the points x (points, variables), y, with its fit measured on all of them; infinite where the formula is undefined at one."""
+    residual = y - result.formula.evaluate(x.T)
+    fvu = float(np.mean(residual**2) / np.var(y)) if np.all(np.isfinite(residual)) else math.inf
+    return replace(result, fvu=fvu, exact=fvu < EXACT, found=fvu < 0.01, x=x, y=y)
 
 
 def _constant(x: np.ndarray, y: np.ndarray, began: float) -> Result:

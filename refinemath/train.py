@@ -30,6 +30,8 @@ from refinemath.heldout import training_exclusions
 from refinemath.language import ARITY, END, TOKEN_VALUE, VARIABLES, VOCABULARY, VOCABULARY_SIZE
 from refinemath.model import Candidate, Config, Model, Points, choose, execute, no_candidate
 
+OPTIMIZERS = ("muon", "adamw")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -52,6 +54,15 @@ class Recipe:
     seed: int = 0
     bank_per_length: int = 100_000
     start_from: str = ""  # a weights file whose parameters the run starts from; those it lacks, and all if it is empty, are random
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer is {self.optimizer!r}; it must be one of {', '.join(OPTIMIZERS)}")
+        for name in ("steps", "batch", "unroll", "own_samples", "bank_per_length"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a positive whole number")
+        if self.start_from and not Path(self.start_from).is_file():
+            raise ValueError(f"there is no weights file {self.start_from}")
 
 
 class Thoughts(NamedTuple):
@@ -199,17 +210,17 @@ def make_optimizer(recipe: Recipe, params: Any) -> optax.GradientTransformation:
 
 @dataclass(frozen=True)
 class Trainer:
-    """The compiled step and all it closes over."""
+    """The compiled step, its first state, and how a state lies on the devices."""
 
-    config: Config
-    recipe: Recipe
     step: Callable[[State], tuple[State, dict[str, Array]]]
     init: Callable[[], State]
-    place: Callable[[State], State]  # copies a state to every device
+    place: Callable[[State], State]  # the share of every device: its problems, and all of the rest
 
 
 def make_trainer(config: Config, recipe: Recipe, bank: Bank, probes: Array | None) -> Trainer:
     """Build the jitted training step.  Its batch is split over all devices of a mesh; with one device that changes nothing."""
+    if recipe.batch % jax.device_count():
+        raise ValueError(f"batch is {recipe.batch}; it must be a multiple of the {jax.device_count()} devices")
     graph, template = nnx.split(nnx.eval_shape(lambda: Model(config, rngs=nnx.Rngs(recipe.seed))))
     optimizer = make_optimizer(recipe, template)
     weights = length_weights(bank)
@@ -217,6 +228,7 @@ def make_trainer(config: Config, recipe: Recipe, bank: Bank, probes: Array | Non
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    layout = State(whole, whole, whole, split, whole)  # type: ignore[arg-type]
 
     def init() -> State:
         model = Model(config, rngs=nnx.Rngs(recipe.seed))
@@ -226,7 +238,7 @@ def make_trainer(config: Config, recipe: Recipe, bank: Bank, probes: Array | Non
         thoughts = fresh_thoughts(jax.random.fold_in(root, 2**32 - 1), model, bank, recipe, weights, probes, config)
         return State(params, jax.tree.map(jnp.copy, params), optimizer.init(params), thoughts, jnp.zeros((), jnp.int32))
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(layout, whole) if jax.device_count() > 1 else None)
     def step(state: State) -> tuple[State, dict[str, Array]]:
         key = jax.random.fold_in(root, state.step)
         k_new, k_go, k_loss = jax.random.split(key, 3)
@@ -244,9 +256,9 @@ def make_trainer(config: Config, recipe: Recipe, bank: Bank, probes: Array | Non
         return State(params, ema, moments, after, state.step + 1), metrics
 
     def place(state: State) -> State:
-        return jax.device_put(state, whole) if jax.device_count() > 1 else state
+        return jax.device_put(state, layout) if jax.device_count() > 1 else state
 
-    return Trainer(config, recipe, step, lambda: place(jax.jit(init)()), place)
+    return Trainer(step, lambda: place(jax.jit(init)()), place)
 
 
 def gathered(state: State) -> State:
@@ -281,14 +293,17 @@ def train(
     words, probes = training_exclusions(config.variables)
     if bank is None:
         cache = folder / "bank.npz"
+        made_for = json.dumps([recipe.bank_per_length, recipe.seed, config.variables, config.slots])
         if cache.exists():
             with np.load(cache) as file:
+                if "made_for" in file.files and str(file["made_for"]) != made_for:
+                    raise checkpoint.CheckpointError(f"{cache} was made for another run; use another folder, or delete the file")
                 bank = Bank(jnp.asarray(file["tokens"]), jnp.asarray(file["start"]))
         else:
             bank = make_bank(recipe.bank_per_length, seed=recipe.seed, variables=config.variables, slots=config.slots, excluded=words)
-            part = cache.with_suffix(".part")
+            part = cache.with_suffix(f".part{jax.process_index()}")
             with part.open("wb") as file:
-                np.savez(file, tokens=bank.tokens, start=bank.start)
+                np.savez(file, tokens=bank.tokens, start=bank.start, made_for=np.array(made_for))
             part.replace(cache)
     trainer = make_trainer(config, recipe, bank, probes)
     state = trainer.init()
@@ -301,6 +316,8 @@ def train(
         state = trainer.place(state)
     everything = state
     first = int(state.step)
+    if first > recipe.steps:
+        raise checkpoint.CheckpointError(f"{path} has {first} steps already; ask for at least as many, not {recipe.steps}")
     last = recipe.steps if stop_after is None else min(recipe.steps, first + stop_after)
     started = saved = time.monotonic()
     window: list[dict[str, Array]] = []

@@ -17,8 +17,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.mathtext import MathTextParser
 
-from refinemath.search import Budget
-
 if TYPE_CHECKING:
     from refinemath.solve import Result
 
@@ -70,16 +68,9 @@ def moving(result: Result) -> np.ndarray:
     return np.where(velocity > 0, velocity, np.nan)
 
 
-def search_length(result: Result, budget: Budget | None = None) -> int:
+def search_length(result: Result) -> int:
     """How many of the steps were search steps, in which candidates may change; the others let the thoughts settle.  Chapter 7."""
-    budget = budget or Budget()
-    if result.outcome is None:
-        return 0
-    fvu = np.asarray(result.outcome.trace.fvu)[: min(budget.search_steps, result.iterations)]
-    passed = np.flatnonzero(fvu <= budget.solved)
-    if not len(passed):
-        return len(fvu)
-    return min(len(fvu), max(int(passed[0]), int(result.outcome.found_at) + budget.shorten))
+    return 0 if result.outcome is None else int(result.outcome.searched)
 
 
 def spectrum(result: Result) -> np.ndarray:
@@ -191,7 +182,7 @@ def plot_fit(result: Result) -> Figure:
     return figure
 
 
-def plot_velocity(result: Result, threshold: float = 1e-5, *, budget: Budget | None = None) -> Figure:
+def plot_velocity(result: Result, threshold: float = 1e-5) -> Figure:
     """The convergence metric: relative velocity of every thought (thin) and their median (thick) over the steps, on a log scale.
 
     `budget`: that of the model, where it is not the usual one; it says where the search ends and settling begins.  One axis.
@@ -209,7 +200,7 @@ def plot_velocity(result: Result, threshold: float = 1e-5, *, budget: Budget | N
     axes.plot([], [], color=CLOUD, lw=0.6, label="each thought")
     axes.plot(t, _middle(v), color=CLOUD, lw=2.5, label="median of those that move")
     axes.axhline(threshold, color=POINT, ls="--", lw=1.5, label=f"threshold {threshold:g}")
-    searched = search_length(result, budget)
+    searched = search_length(result)
     axes.axvspan(0.5, searched + 0.5, color=OKABE_ITO["orange"], alpha=0.12, lw=0)
     axes.axvspan(searched + 0.5, len(v) + 0.5, color=SETTLED, alpha=0.12, lw=0)
     for left, right, word in ((0.5, searched + 0.5, "search"), (searched + 0.5, len(v) + 0.5, "settle")):

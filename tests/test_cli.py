@@ -89,6 +89,9 @@ BAD = [
     (["train", "--out", "run", "--optimizer", "sgd"], "sgd"),
     (["train", "--out", "run", "--steps", "0"], "steps"),
     (["train", "--out", "run", "--batch", "-1"], "batch"),
+    (["train", "--out", "run", "--start-from", "none.npz"], "no weights file none.npz"),
+    (["evaluate", "--out", "no/such/folder/scores.json"], "no folder no/such/folder"),
+    (["evaluate", "--out", "other.json"], "other.json is not a record of evaluate"),
     (["evaluate", "--data", "nowhere"], "nowhere"),
     (["evaluate", "--every", "0"], "every"),
 ]
@@ -97,6 +100,7 @@ BAD = [
 @pytest.mark.parametrize(("arguments", "says"), BAD, ids=[" ".join(a) for a, _ in BAD])
 def test_bad_input_is_one_line_and_status_two(arguments: list[str], says: str, quick: Path, points: Path, capsys: pytest.CaptureFixture) -> None:
     (quick / "words.csv").write_text("x,y\na,b\n", encoding="utf-8")
+    (quick / "other.json").write_text("[1, 2]", encoding="utf-8")
     try:
         status = cli.main(arguments)
     except SystemExit as stop:
@@ -117,6 +121,20 @@ def test_a_wrong_command_shows_the_usage(arguments: list[str], capsys: pytest.Ca
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)
     assert stop.value.code == 2 and "usage:" in capsys.readouterr().err
+
+
+def test_the_formula_is_printed_before_the_plot_fails(quick: Path, points: Path, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["solve", str(points), "--max-iters", "4", "--time-budget", "0.1", "--plot", "no/such/folder/x.png"]) == 2
+    assert "formula     y = x**2 - 3\n" in capsys.readouterr().out
+
+
+def test_a_training_that_diverged_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def diverge(*_: object) -> None:
+        raise FloatingPointError("the loss is nan at step 50")
+
+    monkeypatch.setattr(train_module, "train", diverge)
+    assert cli.main(["train", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.strip() == "refinemath: the loss is nan at step 50"
 
 
 def test_train_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -148,7 +166,7 @@ def test_the_first_command_of_the_readme(tmp_path: Path, compiled_once: Path) ->
     command = [sys.executable, "-m", "refinemath", "solve", str(DATA / "physics_data.npy")]
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120)
     assert run.returncode == 0, run.stderr
-    assert "formula     y = " in run.stdout and "iterations" in run.stdout and (tmp_path / "physics_data.formula.png").exists()
+    assert "formula     y = x**1.5\n" in run.stdout and "iterations" in run.stdout and (tmp_path / "physics_data.formula.png").exists()
 
 
 def test_a_bad_file_in_a_fresh_process(tmp_path: Path) -> None:

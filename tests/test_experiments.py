@@ -14,7 +14,8 @@ import pytest
 from flax import nnx
 from test_grammar import every_formula
 
-from experiments import blind, flops, growth, halting, harness, latent_drift, ours, scan_fuses, stabiliser, systems, undo
+from experiments import blind, flops, growth, halting, harness, latent_drift, ours, scan_fuses, stabiliser, systems, tables, undo
+from experiments.__main__ import commands
 from experiments.baselines import INNER, TRM, Tokens, from_gplearn, token_samples
 from refinemath import grammar, parse
 from refinemath.data import Bank, draw_examples, length_weights
@@ -201,6 +202,22 @@ def test_symbolic_recovery() -> None:
     assert systems.symbolic(problem, Formula(("add", 1e-3, *problem.truth.parts))) == "no"
     assert recovered(problem, argparse.Namespace(formula=problem.truth))  # type: ignore[arg-type]
     assert systems.symbolic(problem, parse("x + 1")) == "no"
+
+
+def test_the_list_of_records_gives_the_command_of_each() -> None:
+    listed = (harness.RESULTS / "README.md").read_text(encoding="utf-8")
+    for path in sorted(harness.RESULTS.glob("*.json")):
+        if path.stem not in ("evaluation", "profile_before"):  # of several commands, each with its entry; of an older program
+            assert f"`{json.loads(path.read_text(encoding='utf-8'))['command']}`" in listed, path.name
+    found = {module.removeprefix("experiments.") for _, module, *_ in commands(listed)}
+    assert found == {path.stem for path in harness.RESULTS.glob("*.json")} - {"evaluation", "profile_before"}
+    assert all(command[2:] == ["--quick"] for command in commands(listed, quick=True))
+
+
+@pytest.mark.parametrize("path", tables.TEXTS, ids=lambda path: path.name)
+def test_no_number_in_a_table_differs_from_its_record(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert "<!-- table: " in text and tables.filled(text) == text
 
 
 # ---------------------------------------------------------------- from end to end

@@ -105,6 +105,22 @@ def test_more_padding_does_not_matter(thinking) -> None:  # type: ignore[no-unty
     np.testing.assert_allclose(encode_points(cut).summary, encode_points(points).summary, atol=2e-4)
 
 
+@pytest.mark.parametrize(("count", "variables"), [(8, 1), (8, 3), (100_000, 1), (20_000, 2)])
+def test_any_number_of_points_is_read(count: int, variables: int) -> None:
+    """More points of the same curve, close together, change the summary little."""
+    config = replace(CONFIG, variables=variables)
+    encoder = Model(config, rngs=nnx.Rngs(0)).encoder
+
+    def read(count: int) -> jax.Array:
+        x = jnp.tile(jnp.linspace(-2, 2, count, dtype=jnp.float32), (1, variables, 1))
+        return jax.jit(encoder)(Points(x, jnp.sin(x[:, 0]), jnp.ones((1, count), bool))).summary
+
+    summary = read(count)
+    assert summary.shape == (1, config.seeds, config.width) and bool(jnp.all(jnp.isfinite(summary)))
+    if count > 8 and variables > 1:  # slopes between neighbours, which one variable has, depend on how near they are
+        np.testing.assert_allclose(summary, read(count // 2), atol=0.02)
+
+
 def test_the_summary_depends_on_every_real_point_and_on_no_padded_one(tiny_model: Model) -> None:
     """A law, not a number: where the gradient is zero, the network does not look."""
     points = scatter()

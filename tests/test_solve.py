@@ -1,11 +1,15 @@
 """Chapters 0, 8 and 10: points in, formula out; and whatever else is put in gets a clear answer."""
 
+import io
 import json
 import math
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
+from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +19,7 @@ import pandas as pd
 import pytest
 import sympy
 from conftest import BUDGET
+from formulas import double
 
 import refinemath.solve as solve_module
 from refinemath import CheckpointError, DataError, FormulaError, RefineMath, Result, parse
@@ -399,7 +404,7 @@ def right() -> Iterator[tuple[str, Any, Any]]:
     yield "decimals", [[Decimal(n), Decimal(n * n)] for n in range(1, 12)], lambda x: x**2
     yield "numbers as text", [[str(n), str(n * n)] for n in range(1, 12)], lambda x: x**2
     yield "one outlier", np.where(np.arange(48).reshape(24, 2) == 21, 100.0, square), None
-    yield "subnormal y", np.stack([X, X**2 * 1e-310], axis=1), None
+    yield "tiny y", np.stack([X, X**2 * 1e-90], axis=1), lambda x: x**2 * 1e-90
     yield "widely spread x", np.stack([np.geomspace(1e-6, 1e6, 30), np.log(np.geomspace(1e-6, 1e6, 30))], axis=1), lambda x: np.log(x)
     yield "a step", np.stack([X, (X > 2).astype(float)], axis=1), None
     yield "a single peak", np.stack([X, (np.arange(24) == 7).astype(float)], axis=1), None
@@ -425,7 +430,57 @@ def test_odd_points_get_a_right_answer(name: str, data: Any, law: Callable[[np.n
 def test_a_hundred_thousand_points_are_solved(solver: RefineMath) -> None:
     x = np.random.default_rng(0).uniform(-3, 3, 100_000)
     result = solver.solve(np.stack([x, 2 * x**3 - x], axis=1), time_budget=0.05)
-    assert result.fvu < 1e-20 and explained(result, x, 2 * x**3 - x) < 1e-20
+    assert result.fvu < 1e-20 and explained(result, x, 2 * x**3 - x) < 1e-20 and result.exact and len(result.y) == 100_000
+
+
+def test_a_fit_to_some_of_the_points_is_judged_by_all(solver: RefineMath) -> None:
+    x = np.linspace(-3, 3, 9000)
+    y = x**2
+    y[4:-4:7] += np.random.default_rng(0).normal(size=len(y[4:-4:7]))
+    result = solver.solve(x, y, time_budget=0.05)
+    np.testing.assert_allclose(result.fvu, explained(result, x, y), rtol=1e-9)
+    assert not result.exact and result.x.shape == (9000, 1)
+    nowhere = solve_module.judged(replace(result, formula=parse("log(x)")), x[:, None], y)
+    assert nowhere.fvu == math.inf and not nowhere.found
+
+
+def test_an_offset_of_seven_digits_is_printed_whole(solver: RefineMath) -> None:
+    y = X**2 + 1234567.25
+    result = solver.solve(X, y, time_budget=0.05)
+    assert result.exact and result.digits == 9 and "1234567.25" in result.latex and "1234567.25" in str(result)
+    code = compile(result.python(), "formula", "eval")
+    np.testing.assert_allclose([eval(code, {"math": math}, {"x": float(v)}) for v in X], y, rtol=1e-14)  # our own text, in a test
+    law = parse("sin(1.23456789012345*x) + 2")
+    assert solve_module.digits_needed(law, X[None], law.evaluate(X[None])) == 6
+    assert solve_module.tidy(law, 17).has(sympy.Float("1.23456789012345"))
+
+
+def test_64_bit_mode_changes_nothing(solver: RefineMath, parabola: Result) -> None:
+    with double():
+        again = solver.solve(PARABOLA, time_budget=0.1)
+    assert str(again) == str(parabola)
+    np.testing.assert_array_equal(again.velocity, parabola.velocity)
+
+
+def test_results_can_be_compared_and_kept_in_sets(parabola: Result) -> None:
+    assert parabola == parabola and parabola != replace(parabola) and len({parabola, parabola}) == 1
+
+
+def test_weights_that_were_written_anew_are_read_anew(solver: RefineMath, tmp_path: Path) -> None:
+    shipped = Path(str(resources.files("refinemath") / "weights" / "refinemath-512.npz"))
+    path = tmp_path / "weights.npz"
+    shutil.copy(shipped, path)
+    model = RefineMath(512, 4, weights=path, budget=BUDGET)
+    first = model._parameters()[0]
+    assert model._parameters()[0] is first
+    shutil.copy(shipped, path)
+    os.utime(path, ns=(1, 1))
+    assert model._parameters()[0] is not first
+
+
+def test_sizes_may_be_numbers_of_numpy() -> None:
+    model = RefineMath(np.int64(512), np.int32(8))
+    assert (model.latent_dim, model.max_iters) == (512, 8) and type(model.budget.steps) is int
 
 
 # ---------------------------------------------------------------- what is wrong says so
@@ -444,6 +499,12 @@ def bad_points() -> Iterator[tuple[str, Any, Any]]:
             broken = PARABOLA.copy()
             broken[3, column] = value
             yield f"{value:g} in column {column}", broken, None
+    yield "subnormal y", np.stack([X, X**2 * 1e-310], axis=1), None
+    yield "subnormal x", np.stack([X * 1e-310, X], axis=1), None
+    yield "noise that vanishes when squared", np.stack([X, 1e-163 * np.random.default_rng(0).normal(size=24)], axis=1), None
+    yield "whole numbers beyond float64", [[1, 10**400], [2, 3], [3, 4], [4, 5]], None
+    yield "fractions beyond float64", [[Fraction(10**400), 2], [2, 3], [3, 4], [4, 5]], None
+    yield "masked", np.ma.masked_array(PARABOLA, PARABOLA > 5), None
     for n in range(4):
         yield f"{n} points", PARABOLA[:n], None
         yield f"{n} points as x and y", X[:n], X[:n]
@@ -495,6 +556,9 @@ def bad_files() -> dict[str, bytes]:
     files |= {f"unknown{suffix}": good for suffix in (".xlsx", ".json", ".npz", "", ".py")}
     files |= {
         "words.csv": b"x,y\n" + b"a,b\n" * 8,
+        "first-cell.csv": b"1,2.0a\n2,4\n3,6\n4,8\n5,9\n",
+        "first-gap.csv": b",2\n2,4\n3,6\n4,8\n5,9\n",
+        "giant.npy": _npy_header((10**15, 2)) + bytes(800),
         "gap.csv": b"x,y\n1,2\n3,\n4,5\n6,7\n",
         "ragged.csv": b"x,y\n1,2\n3,4,5\n6,7\n8,9\n",
         "header.csv": b"x,y\n",
@@ -525,10 +589,14 @@ def bad_files() -> dict[str, bytes]:
 
 
 def _npy(array: Any, *, pickle: bool = False) -> bytes:
-    import io
-
     file = io.BytesIO()
     np.save(file, array, allow_pickle=pickle)
+    return file.getvalue()
+
+
+def _npy_header(shape: tuple[int, ...]) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": shape})
     return file.getvalue()
 
 

@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CONFIG
+from conftest import BUDGET, CONFIG
 from formulas import from_bank
 from run_training import RECIPE
 from test_grammar import legal
 
-from refinemath import CheckpointError, RefineMath, checkpoint, grammar
+from refinemath import CheckpointError, DataError, RefineMath, checkpoint, grammar
 from refinemath import train as module
-from refinemath.data import Bank
+from refinemath.data import Bank, make_bank
 from refinemath.language import ARITY, END, encode
 from refinemath.model import Candidate, Model, Points, execute
 from refinemath.train import Trainer, best_own_sample, corrupt, make_optimizer, make_trainer, release, train, uses_muon
@@ -274,7 +274,56 @@ def same_curve(one: np.ndarray, other: np.ndarray) -> None:
     np.testing.assert_allclose(one, other, rtol=0.05)
 
 
+# ---------------------------------------------------------------- two variables
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:optax")
+def test_two_variables_are_trained_and_solved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of a few steps, and a search around them that finds x1 x2."""
+    monkeypatch.setattr(module, "training_exclusions", lambda _: (None, jnp.zeros((1, 24), jnp.float32)))
+    bank = make_bank(8, seed=0, variables=2, chunk=512, patience=1)
+    assert {1, 2} <= set(np.unique(np.asarray(bank.tokens)).tolist()) and 3 not in np.asarray(bank.tokens)
+    train(replace(CONFIG, variables=2), replace(RECIPE, steps=3), tmp_path, bank=bank, show=False)
+    model = RefineMath(64, 4, weights=tmp_path / "weights.npz", budget=BUDGET)
+    x = np.random.default_rng(0).uniform(0.5, 3, (40, 2))
+    result = model.solve(x, 2 * x[:, 0] * x[:, 1] + 1, time_budget=20)
+    assert result.exact and str(result) == "y = 2*x1*x2 + 1"
+    with pytest.raises(DataError, match="3 variables; these weights handle 2"):
+        model.solve(np.ones((8, 4)) * np.arange(8)[:, None])
+
+
 # ---------------------------------------------------------------- what goes wrong says so
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"optimizer": "adam"}, "must be one of muon, adamw"), ({"batch": 0}, "batch is 0"), ({"unroll": 2.0}, "unroll is 2.0"), ({"start_from": "x"}, "file x")],
+)
+def test_a_recipe_that_makes_no_sense_says_so(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(RECIPE, **change)
+
+
+def test_a_batch_must_divide_among_the_devices(monkeypatch: pytest.MonkeyPatch, small_bank: Path) -> None:
+    monkeypatch.setattr(jax, "device_count", lambda: 3)
+    with np.load(small_bank) as file, pytest.raises(ValueError, match="batch is 16; it must be a multiple of the 3 devices"):
+        make_trainer(CONFIG, RECIPE, Bank(jnp.asarray(file["tokens"]), jnp.asarray(file["start"])), None)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_bank_of_another_recipe_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bank: Bank) -> None:
+    monkeypatch.setattr(module, "make_bank", lambda *_, **__: bank)
+    monkeypatch.setattr(module, "make_trainer", lambda *_: pytest.fail("far enough"))
+    with pytest.raises(pytest.fail.Exception, match="far enough"):  # the bank is written before that
+        train(CONFIG, RECIPE, tmp_path, show=False)
+    with pytest.raises(CheckpointError, match="made for another run"):
+        train(CONFIG, replace(RECIPE, seed=1), tmp_path, show=False)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_fewer_steps_than_were_taken_are_refused(whole_run: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"has {STEPS} steps already"):
+        train(CONFIG, replace(RECIPE, steps=STEPS - 1), whole_run, show=False)
 
 
 @pytest.fixture

@@ -1,14 +1,16 @@
 """Our own choices: execution feedback on and off, ways to decode, slots read on their own or one after the other, recovery against K, T and examples.
 
-Parts: `decoding` reads the same latents of the shipped model in several ways.  `thoughts` and `steps` vary K and T of the loop alone (no sweep, no edits,
-one search), beside the null model with the same numbers.  `small` trains small models for equal time: plain, without the candidate being shown, with a
-reader, with a reader that looks back; and plain ones for shares of that time, which gives recovery against examples seen.
+Parts: `decoding` reads the same latents of the shipped model in several ways; `nats` asks what fresh truths cost it.  `thoughts` and `steps` vary K and
+T of the loop alone (no sweep, no edits, one search), beside the null model with the same numbers.  `small` trains small models for equal time: plain,
+without the candidate being shown, with a reader, with a reader that looks back; and plain ones for shares of that time, which gives recovery against
+examples seen.  Parts that are not run stay in the record as they are; `origin` says when each was made.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import json
 import time
 from dataclasses import replace
 from typing import Any
@@ -30,7 +32,10 @@ from refinemath.model import Config, Model, Points, execute, no_candidate
 from refinemath.train import Recipe
 
 LOOP = replace(Budget(), edits=0, patience=0)
-PARTS = ("decoding", "thoughts", "steps", "small")
+PARTS = ("decoding", "nats", "thoughts", "steps", "small")
+HOLDS = {part: (part,) for part in PARTS} | {
+    "nats": ("prior_nats", "shipped_nats"), "small": ("feedback", "reader", "looks_back", "examples", "runs"),
+}  # fmt: skip
 
 
 def recovery(model: RefineMath, options: argparse.Namespace, seed: int = 0) -> dict[str, Any]:
@@ -244,7 +249,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     parser.add_argument("--bank", type=int, default=20_000)
     options = parser.parse_args(arguments)
     if options.quick:
-        options.parts, options.every = ["decoding"], 100
+        options.parts, options.every, options.bank, options.fresh = ["decoding", "nats"], 100, 40, 32
     if options.only:
         harness.one_core(options.core)
         harness.keep_compiled(options.work / "compiled")
@@ -253,10 +258,19 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
         return None
     began = time.perf_counter()
     options.work = harness.folder(options, "ours")
-    report: dict[str, Any] = {}
-    for part in options.parts:
+    path = options.out or harness.RESULTS / "ours.json"
+    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() and not options.quick else {}
+    report: dict[str, Any] = {"origin": {}}
+    for part in PARTS:
+        if part not in options.parts:
+            kept = {name: old[name] for name in HOLDS[part] if name in old}
+            if kept:
+                report["origin"][part] = old.get("origin", {}).get(part, {k: old[k] for k in ("command", "commit", "date", "jax")})
+            report |= kept
+            continue
+        report["origin"][part] = environment(f"python -m experiments.ours --parts {part}")
         if part == "small":
-            bank = harness.training_bank(options.work, options.bank)
+            harness.training_bank(options.work, options.bank)
             tasks = [f"{kind}:{share}:{seed}" for seed in range(options.seeds) for kind in KINDS for share in (SHARES if kind == "plain" else (1,))]
             passed = []
             for name in ("width", "latent_dim", "batch", "seconds", "bank", "every", "fresh"):
@@ -265,10 +279,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
             runs = [harness.load_task(options.work, name) for name in tasks]
             report["feedback"], report["reader"], report["examples"] = compared(runs, "blind"), compared(runs, "reader"), scaling(runs)
             report["looks_back"] = compared(runs, "looks_back", "reader")
+            report["runs"] = [{k: v for k, v in r.items() if k != "nats"} | {"nats": float(np.mean(r["nats"]))} for r in runs]
+        elif part == "nats":
+            bank = harness.training_bank(options.work, options.bank)
             fresh = fresh_examples(options, bank)
             report["prior_nats"] = harness.interval(prior_nats(bank, fresh))
             report["shipped_nats"] = harness.interval(nats(*harness.shipped()[:2], fresh, jax.random.key(10_001)))
-            report["runs"] = [{k: v for k, v in r.items() if k != "nats"} | {"nats": float(np.mean(r["nats"]))} for r in runs]
+            print(f"fresh truths cost the shipped model {report['shipped_nats']['value']:.2f} nats, a blind draw {report['prior_nats']['value']:.2f}")
         else:
             work = decoding if part == "decoding" else functools.partial(sweep, what=part)
             if not harness.task_path(options.work, part).exists():

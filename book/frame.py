@@ -9,6 +9,7 @@ It changes the text form and the executed form of every notebook, and keeps the 
 """
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def colab_link(name: str) -> str:
 
 
 def setup_cell() -> str:
-    """The first code cell of every chapter.  Colab has all but two of the packages; its JAX is left alone."""
+    """The first code cell of every chapter; it says on what it runs.  Colab has all but two of the packages; its JAX is left alone."""
     return f"""{TITLE} {{ display-mode: "form" }}
 import importlib.util
 import os
@@ -42,7 +43,11 @@ if importlib.util.find_spec("refinemath") is None:  # on Colab; on a laptop this
     subprocess.run(["git", "clone", "-q", "--depth", "1", "{repository()}", "book"], check=True)
     missing = ["./book", "jaxtyping", "wadler-lindig"]
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", *missing], check=True)
-    os.chdir("book/notebooks")"""
+    os.chdir("book/notebooks")
+
+import jax
+
+print(f"JAX {{jax.__version__}} runs on: {{', '.join(device.device_kind for device in jax.devices())}}")"""
 
 
 def framed_text(text: str, name: str) -> str:
@@ -74,7 +79,9 @@ def main() -> None:
                 old = file.read_text(encoding="utf-8")
                 new = framed(old, path.stem)
                 if new != old:
+                    times = file.stat()
                     file.write_text(new, encoding="utf-8")
+                    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # whichever form was the newer one stays so
                     print(f"renewed {file.relative_to(ROOT)}")
 
 

@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def commands(text: str, *, quick: bool = False) -> list[list[str]]:
     """The arguments of `python` for every experiment that a text lists, each once."""
-    found = dict.fromkeys(re.findall(r"`python -m (experiments\.\w+)([^`]*)`", text))
-    return [["-m", module, *(["--quick"] if quick else shlex.split(options))] for module, options in found]
+    listed = re.findall(r"`python -m (experiments\.\w+)([^`]*)`", text)
+    return [list(c) for c in dict.fromkeys(("-m", module, *(["--quick"] if quick else shlex.split(options))) for module, options in listed)]
 
 
 def main() -> None:

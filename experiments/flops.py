@@ -63,13 +63,18 @@ def reading_flops(config: Config) -> int:
     return 2 * length * (w * VOCABULARY_SIZE + (length * w + heads * length * w if heads else 0))
 
 
+def step_flops(config: Config, points: int) -> int:
+    """One refiner step, and one formula read off its thought."""
+    return refiner_flops(config, points) + opening_flops(config) + reading_flops(config)
+
+
 def training_flops(config: Config, recipe: Recipe, points: int = POINTS) -> int:
     """Matrix products of one example of one training step: forward once, backward twice, the seed thought's projection, and the own samples' reading.
 
     The samples are drawn from logits and an opened thought that the loss has worked out already.
     """
-    step = refiner_flops(config, points) + opening_flops(config) + reading_flops(config)
-    return 3 * (encoder_flops(config, points) + recipe.unroll * step) + stabiliser_flops(config) + recipe.unroll * recipe.own_samples * reading_flops(config)
+    supervised = encoder_flops(config, points) + recipe.unroll * step_flops(config, points)
+    return 3 * supervised + stabiliser_flops(config) + recipe.unroll * recipe.own_samples * reading_flops(config)
 
 
 def traced_flops(jaxpr: Any) -> int:
@@ -100,8 +105,7 @@ def forward_agrees(config: Config, points: int = 24) -> tuple[int, int]:
         plot = Points(jnp.ones((batch, 1, points)), jnp.ones((batch, points)), jnp.ones((batch, points), bool))
         return traced_flops(jax.make_jaxpr(forward)(params, jnp.ones((batch, config.slots, config.latent_dim)), plot).jaxpr)
 
-    step = refiner_flops(config, points) + opening_flops(config) + reading_flops(config)
-    return encoder_flops(config, points) + step, traced(2) - traced(1)
+    return encoder_flops(config, points) + step_flops(config, points), traced(2) - traced(1)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:

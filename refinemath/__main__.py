@@ -11,9 +11,8 @@ from pathlib import Path
 from refinemath.evaluate import PARTS, SYSTEMS, evaluate
 from refinemath.model import STABILISERS, Config
 from refinemath.solve import RefineMath
-from refinemath.train import OPTIMIZERS, Recipe
+from refinemath.train import COUNTS, OPTIMIZERS, Recipe
 
-_COUNTS = ("steps", "batch", "unroll", "own_samples", "bank_per_length")  # dials of a recipe that are 1 at least
 _CHOICES = {"optimizer": OPTIMIZERS}
 _METAVAR = {int: "N", float: "X", str: "NAME"}
 _DIALS = {
@@ -66,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--variables", type=int, default=1, metavar="V", help="most variables of a formula, 1 to 3 (default 1)")
     train.add_argument("--stabiliser", choices=STABILISERS, default="polar", help="what keeps the slots of a thought apart (default polar)")
     for f in fields(Recipe):
-        kind, choices, metavar = _count if f.name in _COUNTS else type(f.default), _CHOICES.get(f.name), _METAVAR[type(f.default)]
+        kind, choices, metavar = _count if f.name in COUNTS else type(f.default), _CHOICES.get(f.name), _METAVAR[type(f.default)]
         text = f"{_DIALS.get(f.name, 'see Recipe')} (default {f.default if f.default != '' else 'none'})"
         train.add_argument(f"--{f.name.replace('_', '-')}", type=kind, default=f.default, choices=choices, help=text, metavar=None if choices else metavar)
     train.add_argument("--distributed", action="store_true", help="call jax.distributed.initialize() first; one process a host")

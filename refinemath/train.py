@@ -31,6 +31,7 @@ from refinemath.language import ARITY, END, TOKEN_VALUE, VARIABLES, VOCABULARY, 
 from refinemath.model import Candidate, Config, Model, Points, choose, execute, no_candidate
 
 OPTIMIZERS = ("muon", "adamw")
+COUNTS = ("steps", "batch", "unroll", "own_samples", "bank_per_length")  # dials of a recipe that are 1 at least
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer is {self.optimizer!r}; it must be one of {', '.join(OPTIMIZERS)}")
-        for name in ("steps", "batch", "unroll", "own_samples", "bank_per_length"):
+        for name in COUNTS:
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a positive whole number")
         if self.start_from and not Path(self.start_from).is_file():

@@ -185,7 +185,7 @@ def plot_fit(result: Result) -> Figure:
 def plot_velocity(result: Result, threshold: float = 1e-5) -> Figure:
     """The convergence metric: relative velocity of every thought (thin) and their median (thick) over the steps, on a log scale.
 
-    `budget`: that of the model, where it is not the usual one; it says where the search ends and settling begins.  One axis.
+    Shaded: where the search ends and settling begins.  One axis.
     """
     figure = _figure(6.4, 3.8)
     axes = figure.subplots()

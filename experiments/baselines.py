@@ -24,12 +24,27 @@ from experiments import harness
 from refinemath import Formula, RefineMath, Result, grammar, parse
 from refinemath.data import Bank, draw_examples, length_weights
 from refinemath.language import ARITY, MAX_VARIABLES, VARIABLES, VOCABULARY_SIZE
-from refinemath.model import Block, Candidate, Config, Encoded, Encoder, Gain, KeyValue, Points, Refiner, no_candidate
+from refinemath.model import (
+    POINT_FEATURES,
+    Block,
+    Candidate,
+    Config,
+    Encoded,
+    Encoder,
+    Gain,
+    KeyValue,
+    Linear,
+    Model,
+    Points,
+    Refiner,
+    no_candidate,
+)
 from refinemath.solve import prepare, read_points
 from refinemath.train import Recipe
 
 # ---------------------------------------------------------------- a tiny recursive model (Jolicoeur-Martineau 2025, arXiv 2510.04871)
 
+PLAIN_FEATURES = (0, 2, 13, 17, 18)  # of `model.point_features` with one variable: standardised y, y, x, x as a share of its largest, the log of that
 INNER = 3  # updates of the latent before the answer is updated; 6 in the paper, whose problems are larger
 
 
@@ -117,6 +132,22 @@ class BlindModel(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.encoder = Encoder(config, rngs=rngs)
         self.refiner = BlindRefiner(config, rngs=rngs)
+
+
+class PlainInputs(Linear):
+    """The first matrix of the encoder, for which all features of a point but the plain ones are 0."""
+
+    def __call__(self, x: Array) -> Array:
+        """x W with y (two scalings), x (two scalings) and the size of x alone."""
+        return super().__call__(x * jnp.zeros(x.shape[-1]).at[jnp.asarray(PLAIN_FEATURES)].set(1.0))
+
+
+class PlainModel(Model):
+    """The shipped model without waves, logarithms and slopes of the points."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        self.encoder.first = PlainInputs(POINT_FEATURES[config.variables], 2 * config.width, rngs=rngs)
 
 
 # ---------------------------------------------------------------- token by token

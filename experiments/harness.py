@@ -194,9 +194,8 @@ def save_task(work: Path, task: str, record: Any) -> None:
     """Write the record of a task in one step."""
     path = task_path(work, task)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(rounded(record), indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    with checkpoint.in_one_step(path) as file:
+        file.write((json.dumps(rounded(record), indent=1) + "\n").encode())
 
 
 def load_task(work: Path, task: str) -> Any:
@@ -276,9 +275,8 @@ def training_bank(folder: Path, per_length: int, seed: int = 0) -> Bank:
         words, _ = exclusions()
         small = {"chunk": 1024, "patience": 2} if per_length <= 100 else {}
         bank = make_bank(per_length, seed=seed, excluded=words, **small)
-        part = path.with_suffix(f".{os.getpid()}.npz")
-        np.savez(part, tokens=bank.tokens, start=bank.start)
-        part.replace(path)
+        with checkpoint.in_one_step(path) as file:
+            np.savez(file, tokens=bank.tokens, start=bank.start)
     with np.load(path, allow_pickle=False) as file:
         return Bank(jnp.asarray(file["tokens"]), jnp.asarray(file["start"]))
 

@@ -2,8 +2,8 @@
 
 Parts: `decoding` reads the same latents of the shipped model in several ways; `nats` asks what fresh truths cost it.  `thoughts` and `steps` vary K and
 T of the loop alone (no sweep, no edits, one search), beside the null model with the same numbers.  `small` trains small models for equal time: plain,
-without the candidate being shown, with a reader, with a reader that looks back; and plain ones for shares of that time, which gives recovery against
-examples seen.  Parts that are not run stay in the record as they are; `origin` says when each was made.
+without the candidate being shown, without own candidates in training, with plain features, with a reader, with a reader that looks back; and plain ones
+for shares of that time, which gives recovery against examples seen.  Parts that are not run stay in the record as they are; `origin` says when each was made.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flax import nnx
 from jax import Array
 
 from experiments import harness
-from experiments.baselines import BlindModel, Variant, absent
+from experiments.baselines import BlindModel, PlainModel, Variant, absent
 from experiments.latent_drift import explained
 from refinemath import Budget, RefineMath, grammar
 from refinemath.data import Bank, Examples, draw_examples, length_weights
@@ -34,7 +34,7 @@ from refinemath.train import Recipe
 LOOP = replace(Budget(), edits=0, patience=0)
 PARTS = ("decoding", "nats", "thoughts", "steps", "small")
 HOLDS = {part: (part,) for part in PARTS} | {
-    "nats": ("prior_nats", "shipped_nats"), "small": ("feedback", "reader", "looks_back", "examples", "runs"),
+    "nats": ("prior_nats", "shipped_nats"), "small": ("feedback", "own_candidates", "features", "reader", "looks_back", "examples", "runs"),
 }  # fmt: skip
 
 
@@ -151,7 +151,12 @@ def sweep(options: argparse.Namespace, what: str) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- small models: feedback, reader, examples seen
 
 
-KINDS = ("looks_back", "reader", "blind", "plain")  # two that read token after token; one that is not shown its candidate; slots on their own
+# two that read token after token; one that is not shown its candidate; one that learns from corrupted truths alone, never from what it drew itself; one
+# whose encoder sees plain numbers; slots on their own with all the rest
+KINDS = ("looks_back", "reader", "blind", "others", "few", "plain")
+MODELS: dict[str, Any] = {"blind": BlindModel, "few": PlainModel}
+COMPARED = {"feedback": ("blind", "plain"), "own_candidates": ("others", "plain"), "features": ("few", "plain"), "reader": ("reader", "plain"),
+            "looks_back": ("looks_back", "reader")}  # fmt: skip
 SHARES = (8, 4, 2, 1)  # a plain model is also trained for these shares of the time
 
 
@@ -186,10 +191,12 @@ def small_run(options: argparse.Namespace, kind: str, share: int, seed: int) -> 
     """Train a small model for a share of the time, then ask what fresh truths cost it and answer with the loop alone."""
     reads = kind in ("reader", "looks_back")
     config = Config(latent_dim=options.latent_dim, width=options.width, reader=options.width * reads, reader_heads=4 if kind == "looks_back" else 0)
-    model_class = BlindModel if kind == "blind" else Model
+    model_class = MODELS.get(kind, Model)
     recipe = Recipe(batch=options.batch, seed=seed)
     if kind == "blind":
         recipe = replace(recipe, own_samples=1, stillness=0.0)  # nothing to execute for, no candidate to keep
+    elif kind == "others":
+        recipe = replace(recipe, own_samples=1, unroll=1, go_on=0.0)  # a step from what it is given, and no second one
     where = options.work / f"{kind}-{share}-{seed}"
     bank = harness.training_bank(options.work, options.bank)
     log = harness.train_seconds(config, recipe, where, bank, options.seconds / share, model=model_class)
@@ -199,7 +206,7 @@ def small_run(options: argparse.Namespace, kind: str, share: int, seed: int) -> 
     return {"kind": kind, "share": share, "seed": seed, "commit": environment("")["commit"], "training": log, "nats": cost, **recovery(model, options, seed)}
 
 
-def compared(runs: list[dict[str, Any]], kind: str, base: str = "plain") -> dict[str, Any]:
+def compared(runs: list[dict[str, Any]], kind: str, base: str) -> dict[str, Any]:
     """A kind beside another one of the same time: shares recovered and nats, each also as a difference paired by problem."""
 
     def mean(of: str, what: str) -> Any:
@@ -277,8 +284,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
                 passed += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
             harness.in_children("ours", tasks, options.jobs, options.work, passed)
             runs = [harness.load_task(options.work, name) for name in tasks]
-            report["feedback"], report["reader"], report["examples"] = compared(runs, "blind"), compared(runs, "reader"), scaling(runs)
-            report["looks_back"] = compared(runs, "looks_back", "reader")
+            report |= {name: compared(runs, *kinds) for name, kinds in COMPARED.items()} | {"examples": scaling(runs)}
             report["runs"] = [{k: v for k, v in r.items() if k != "nats"} | {"nats": float(np.mean(r["nats"]))} for r in runs]
         elif part == "nats":
             bank = harness.training_bank(options.work, options.bank)
@@ -294,7 +300,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     for name, row in report.get("decoding", {}).items():
         e = row["fvu_of_the_best_thought"]
         print(f"{name:16s} legal {row['legal']:.2f}, FVU {e['value']:.2f} [{e['low']:.2f}, {e['high']:.2f}], {row['ms']:.2f} ms")
-    for what in ("feedback", "reader", "looks_back"):
+    for what in COMPARED:
         if what in report:
             d, n = report[what]["recovered_difference"], report[what]["nats_difference"]
             print(f"{what}: recovered {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}], nats {n['value']:+.2f} [{n['low']:+.2f}, {n['high']:+.2f}]")

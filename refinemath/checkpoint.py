@@ -5,13 +5,15 @@ A file is a NumPy `.npz` of named arrays plus one JSON text.  Names are compared
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +38,17 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return {name(path): leaf for path, leaf in leaves}
 
 
+@contextlib.contextmanager
+def in_one_step(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to that takes the place of `path` once it is whole; where the writing fails, `path` stays as it was."""
+    part = path.with_name(f"{path.name}.part{jax.process_index()}")
+    with part.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
 def save(path: Path, tree: Any, meta: dict[str, Any], *, dtype: Any = None) -> None:
     """Write a pytree of arrays and a JSON record.  With `dtype`, floating arrays are stored in it."""
     arrays: dict[str, Any] = {}
@@ -45,12 +58,8 @@ def save(path: Path, tree: Any, meta: dict[str, Any], *, dtype: Any = None) -> N
         array = np.asarray(leaf)
         arrays[name] = array.astype(dtype) if dtype is not None and np.issubdtype(array.dtype, np.floating) else array
     arrays["__meta__"] = np.frombuffer(json.dumps({"format": FORMAT, **meta}).encode(), np.uint8)
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
+    with in_one_step(path) as file:
         np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def _read(path: Path, name: str | None = None) -> dict[str, np.ndarray]:

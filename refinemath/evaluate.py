@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from refinemath import checkpoint
 from refinemath.data import make_bank
 from refinemath.fit import polish
 from refinemath.heldout import training_exclusions
@@ -264,9 +265,8 @@ def evaluate(
             report["results"][f"{system}/{part}"] = {"origin": origin, "summary": summary(records), "records": records}
             print(f"{system}/{part}: {report['results'][f'{system}/{part}']['summary']}", flush=True)
             if out is not None:
-                part_of = out.with_name(out.name + ".part")
-                part_of.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-                part_of.replace(out)
+                with checkpoint.in_one_step(out) as file:
+                    file.write((json.dumps(report, indent=1) + "\n").encode())
     return report
 
 

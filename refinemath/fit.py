@@ -250,7 +250,7 @@ def _solution(terms: Sequence[Formula], numbers: np.ndarray, x: np.ndarray, y: n
     coefficients, offset, residual = _linear(columns, y, intercept=intercept)
     variance = float(np.sum((y - np.mean(y)) ** 2))
     fvu = float(np.sum(residual**2)) / max(variance, 1e-300)
-    return Solution(_with_constants(terms, numbers), tuple(map(float, coefficients)), offset, fvu)
+    return Solution(_renumbered(terms, numbers), tuple(map(float, coefficients)), offset, fvu)
 
 
 def polish(terms: Sequence[Formula], x: np.ndarray, y: np.ndarray, *, frozen: frozenset[int] = frozenset(), intercept: bool = True) -> Solution | None:
@@ -288,9 +288,9 @@ def solution_values(solution: Solution, x: np.ndarray) -> np.ndarray:
     return solution.offset + sum((a * t.evaluate(x) for a, t in zip(solution.coefficients, solution.terms, strict=True)), np.zeros(x.shape[-1]))
 
 
-def _with_constants(terms: Sequence[Formula], numbers: Sequence[float] | np.ndarray) -> tuple[Formula, ...]:
-    left = iter(numbers)
-    return tuple(Formula(tuple(p if isinstance(p, str) else float(next(left)) for p in t.parts)) for t in terms)
+def _renumbered(terms: Sequence[Formula], numbers: np.ndarray) -> tuple[Formula, ...]:
+    following = iter(numbers)
+    return tuple(t.with_constants(following) for t in terms)
 
 
 def appraise(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solution:
@@ -425,7 +425,7 @@ def snap(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solution:
             numbers = best.constants
             for number in nice_numbers(numbers[i]):
                 numbers[i] = number
-                trial = fitted(_with_constants(best.terms, numbers), frozen | {i}, intercept=intercept)
+                trial = fitted(_renumbered(best.terms, numbers), frozen | {i}, intercept=intercept)
                 if trial is not None and length(trial) <= length(best):
                     best, frozen = trial, frozen | {i}
                     break

@@ -83,17 +83,12 @@ def training_exclusions(variables: int = 1) -> tuple[np.ndarray, jax.Array]:
                 forms.append(variant)
                 count = len(variant.constants())
                 orders = itertools.permutations(range(count)) if count <= 4 else [range(count)] if count <= len(PROBE_CONSTANTS) else []
-                forms += [_with_constants(variant, [PROBE_CONSTANTS[k] for k in order]) for order in orders]
+                forms += [variant.with_constants(PROBE_CONSTANTS[k] for k in order) for order in orders]
     tokens, values = encode([f for f in forms if len(f) <= _WIDE], _WIDE)
     words = np.asarray(signature(jnp.asarray(tokens), jnp.asarray(values, jnp.float32)))
     tokens, values = encode([f for f in probes if len(f) <= _WIDE], _WIDE)
     y = evaluate(jnp.asarray(tokens), jnp.asarray(values, jnp.float32), probe_points(variables))
     return np.unique(words, axis=0), standardized_probe(y)
-
-
-def _with_constants(formula: Formula, numbers: list[float]) -> Formula:
-    left = iter(numbers)
-    return Formula(tuple(p if isinstance(p, str) else next(left) for p in formula.parts))
 
 
 # ---------------------------------------------------------------- making the lists (run once; the results are committed)
@@ -130,7 +125,7 @@ def _expression(examples: Examples, i: int) -> str:
         return float(f"{v:.3g}")
 
     skeleton = decode(np.asarray(examples.tokens[i]), np.asarray(examples.values[i]))
-    terms = [Formula(tuple(p if isinstance(p, str) else rounded(p) for p in t.parts)) for t in split_terms(skeleton)]
+    terms = [t.with_constants(map(rounded, t.constants())) for t in split_terms(skeleton)]
     coefficients = [rounded(float(a)) for a in examples.coefficient[i][: len(terms)]]
     return str(combine(terms, coefficients, rounded(float(examples.offset[i]))))
 

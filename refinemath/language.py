@@ -300,6 +300,11 @@ class Formula:
         """The numbers, from left to right in prefix order."""
         return tuple(float(p) for p in self.parts if not isinstance(p, str))
 
+    def with_constants(self, numbers: Iterable[float]) -> Formula:
+        """The same formula with the next of `numbers` in place of each of its own, from left to right."""
+        following = iter(numbers)
+        return Formula(tuple(p if isinstance(p, str) else float(next(following)) for p in self.parts))
+
 
 def _arity(part: str | float) -> int:
     return int(ARITY[OPERATOR_TOKEN[part]]) if isinstance(part, str) and part in OPERATOR_TOKEN else 0

@@ -492,7 +492,7 @@ def digits_needed(formula: Formula, x: np.ndarray, y: np.ndarray) -> int:
     """Significant digits with which a printed formula still says what it says: 6, or more where rounding to 6 would move it.  x: (variables, points)."""
     exact, variance = formula.evaluate(x), float(np.var(y))
     for digits in (6, 9, 12):
-        rounded = Formula(tuple(p if isinstance(p, str) else float(f"{p:.{digits}g}") for p in formula.parts))
+        rounded = formula.with_constants(float(f"{v:.{digits}g}") for v in formula.constants())
         with np.errstate(over="ignore", invalid="ignore"):
             if np.mean((rounded.evaluate(x) - exact) ** 2) <= 1e-8 * variance:
                 return digits

@@ -302,10 +302,8 @@ def train(
                 bank = Bank(jnp.asarray(file["tokens"]), jnp.asarray(file["start"]))
         else:
             bank = make_bank(recipe.bank_per_length, seed=recipe.seed, variables=config.variables, slots=config.slots, excluded=words)
-            part = cache.with_suffix(f".part{jax.process_index()}")
-            with part.open("wb") as file:
+            with checkpoint.in_one_step(cache) as file:
                 np.savez(file, tokens=bank.tokens, start=bank.start, made_for=np.array(made_for))
-            part.replace(cache)
     trainer = make_trainer(config, recipe, bank, probes)
     state = trainer.init()
     path = folder / "checkpoint.npz"

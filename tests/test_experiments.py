@@ -16,12 +16,12 @@ from test_grammar import every_formula
 
 from experiments import blind, flops, growth, halting, harness, latent_drift, ours, scan_fuses, stabiliser, systems, tables, undo
 from experiments.__main__ import commands
-from experiments.baselines import INNER, TRM, Tokens, from_gplearn, token_samples
+from experiments.baselines import INNER, PLAIN_FEATURES, TRM, PlainModel, Tokens, from_gplearn, token_samples
 from refinemath import grammar, parse
 from refinemath.data import Bank, draw_examples, length_weights
 from refinemath.evaluate import heldout_problems, recovered
 from refinemath.language import END, VOCABULARY_SIZE, Formula, encode, is_constant
-from refinemath.model import Points, no_candidate
+from refinemath.model import Points, no_candidate, point_features
 
 CONFIG = replace(harness.TINY, latent_dim=64, width=32)
 
@@ -101,6 +101,20 @@ def test_kernels_of_a_loop_are_counted_in_its_body() -> None:
 
 
 # ---------------------------------------------------------------- baselines
+
+
+def test_plain_features_are_plain_and_all_that_a_plain_model_sees() -> None:
+    x, y = np.array([0.5, 1.0, 2.0, 4.0]), np.array([3.0, -1.0, 2.0, 0.0])
+    points = Points(jnp.asarray(x[None, None], jnp.float32), jnp.asarray(y[None], jnp.float32), jnp.ones((1, 4), bool))
+    features = np.asarray(point_features(points))[0]
+    expected = [(y - y.mean()) / y.std() / 2, y / np.sqrt(np.mean(y**2)) / 2, x / 5, x / 4, np.full(4, np.log(4) / 2)]
+    np.testing.assert_allclose(features[:, PLAIN_FEATURES], np.stack(expected, axis=1), atol=1e-5)
+    plain = PlainModel(CONFIG, rngs=nnx.Rngs(0))
+    same = features.copy()
+    hidden = [i for i in range(features.shape[1]) if i not in PLAIN_FEATURES]
+    same[:, hidden] = 7.0
+    np.testing.assert_array_equal(plain.encoder.first(jnp.asarray(same)), plain.encoder.first(jnp.asarray(features)))
+    assert np.any(np.asarray(plain.encoder.first(jnp.asarray(features + 1))) != np.asarray(plain.encoder.first(jnp.asarray(features))))
 
 
 def test_equal_parameter_counts() -> None:
@@ -249,7 +263,7 @@ def test_small_models_are_compared_by_problem_and_by_doubling() -> None:
 
     runs = [run("plain", share, [True, share < 4, False], [12.0 + share, 9.0 + share], 800 // share) for share in ours.SHARES]
     runs += [run("reader", 1, [True, True, True], [10.0, 8.0]), run("blind", 1, [False, True, False], [14.0, 11.0])]
-    reader, blind = ours.compared(runs, "reader"), ours.compared(runs, "blind")
+    reader, blind = ours.compared(runs, "reader", "plain"), ours.compared(runs, "blind", "plain")
     assert reader["recovered_difference"]["value"] == pytest.approx(1 / 3) and blind["recovered_difference"]["value"] == pytest.approx(-1 / 3)
     assert reader["nats_difference"]["value"] == pytest.approx(-2.5) and blind["nats_difference"]["value"] == pytest.approx(1.0)
     back = ours.compared([*runs, run("looks_back", 1, [True, False, True], [9.0, 8.0])], "looks_back", "reader")

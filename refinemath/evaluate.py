@@ -6,6 +6,7 @@ at most 1e-10 in float64 wherever the true formula is finite.
 
 from __future__ import annotations
 
+import copy
 import csv
 import functools
 import json
@@ -166,9 +167,13 @@ def null_model(model: RefineMath, seed: int = 99, per_length: int = 60_000, *, s
     With `search`, the search goes on as usual (edits, missing terms, pairs of parts); without it, draws and the fit of their constants are all.
     """
     budget = replace(model.budget, network=False) if search else replace(model.budget, network=False, edits=0, couples=0)
-    null = RefineMath(model.latent_dim, model.max_iters, weights=model.weights, budget=budget, sweep=model.sweep, undo=model.undo)
-    null.prior = _blind_prior(seed, per_length)
-    return null
+    return _changed(model, budget=budget, prior=_blind_prior(seed, per_length))
+
+
+def _changed(model: RefineMath, **settings: Any) -> RefineMath:
+    other = copy.copy(model)
+    vars(other).update(settings)
+    return other
 
 
 @functools.cache
@@ -257,7 +262,7 @@ def evaluate(
             raise ValueError(f"{out} is not a record of evaluate; choose another file")
         report["results"] = old["results"]
     for system in systems:
-        runner = null_model(model) if system == "null" else _variant(model, system)
+        runner = _variant(model, system)
         for part in parts:
             problems = sets[part]()
             warm_up(runner, problems)
@@ -274,13 +279,12 @@ def _variant(model: RefineMath, system: str) -> RefineMath:
     if system == "refinemath":
         return model
     if system == "no-sweep":
-        return RefineMath(model.latent_dim, model.max_iters, weights=model.weights, budget=model.budget, sweep=False, undo=model.undo)
+        return _changed(model, sweep=False)
     if system == "no-edits":
-        budget = replace(model.budget, edits=0, couples=0)
-        return RefineMath(model.latent_dim, model.max_iters, weights=model.weights, budget=budget, sweep=model.sweep, undo=model.undo)
-    if system == "null-edits":
-        return null_model(model, search=True)
-    raise ValueError(f"unknown system {system!r}; known are refinemath, no-sweep, no-edits, null, null-edits")
+        return _changed(model, budget=replace(model.budget, edits=0, couples=0))
+    if system in ("null", "null-edits"):
+        return null_model(model, search=system == "null-edits")
+    raise ValueError(f"unknown system {system!r}; known are {', '.join(SYSTEMS)}")
 
 
 SYSTEMS = ("refinemath", "no-sweep", "no-edits", "null", "null-edits")

@@ -148,13 +148,17 @@ def sweep(options: argparse.Namespace, what: str) -> list[dict[str, Any]]:
     return rows
 
 
-# ---------------------------------------------------------------- small models: feedback, reader, examples seen
+# ---------------------------------------------------------------- small models: feedback, own candidates, features, reader, examples seen
 
 
 # two that read token after token; one that is not shown its candidate; one that learns from corrupted truths alone, never from what it drew itself; one
 # whose encoder sees plain numbers; slots on their own with all the rest
 KINDS = ("looks_back", "reader", "blind", "others", "few", "plain")
 MODELS: dict[str, Any] = {"blind": BlindModel, "few": PlainModel}
+RECIPES: dict[str, dict[str, Any]] = {
+    "blind": {"own_samples": 1, "stillness": 0.0},  # nothing to execute for, no candidate to keep
+    "others": {"own_samples": 1, "unroll": 1, "go_on": 0.0},  # a step from what it is given, and no second one
+}
 COMPARED = {"feedback": ("blind", "plain"), "own_candidates": ("others", "plain"), "features": ("few", "plain"), "reader": ("reader", "plain"),
             "looks_back": ("looks_back", "reader")}  # fmt: skip
 SHARES = (8, 4, 2, 1)  # a plain model is also trained for these shares of the time
@@ -192,11 +196,7 @@ def small_run(options: argparse.Namespace, kind: str, share: int, seed: int) -> 
     reads = kind in ("reader", "looks_back")
     config = Config(latent_dim=options.latent_dim, width=options.width, reader=options.width * reads, reader_heads=4 if kind == "looks_back" else 0)
     model_class = MODELS.get(kind, Model)
-    recipe = Recipe(batch=options.batch, seed=seed)
-    if kind == "blind":
-        recipe = replace(recipe, own_samples=1, stillness=0.0)  # nothing to execute for, no candidate to keep
-    elif kind == "others":
-        recipe = replace(recipe, own_samples=1, unroll=1, go_on=0.0)  # a step from what it is given, and no second one
+    recipe = Recipe(batch=options.batch, seed=seed, **RECIPES.get(kind, {}))
     where = options.work / f"{kind}-{share}-{seed}"
     bank = harness.training_bank(options.work, options.bank)
     log = harness.train_seconds(config, recipe, where, bank, options.seconds / share, model=model_class)

@@ -71,8 +71,7 @@ def clock(record: dict[str, Any]) -> str:
     seconds = [fresh[name]["value"] for name in ("first formula on a machine", "first formula later")]
     return (
         f"On two CPU cores the first formula stood after {seconds[0]:.1f} s, {seconds[1]:.1f} s in later processes, Python's imports included; from then on "
-        f"the median answer to clean data took {warm['value']:.1f} s (`results/profile.json`).\n"
-        "With noisy data the search goes on to look for something better, until that seems in vain or the `time_budget` is over."
+        f"the median answer to clean data took {warm['value']:.1f} s (`results/profile.json`)."
     )
 
 

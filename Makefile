@@ -18,6 +18,7 @@ $(READY): requirements.txt pyproject.toml
 
 lint: $(READY)
 	$(BIN)/ruff check refinemath tests book experiments
+	$(BIN)/ruff format --check refinemath tests book experiments data
 	$(BIN)/mypy
 
 unit: $(READY)

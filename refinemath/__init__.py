@@ -6,4 +6,14 @@ from refinemath.search import Budget
 from refinemath.solve import DataError, RefineMath, Result
 
 __version__ = "0.1.0"
-__all__ = ["Budget", "CheckpointError", "DataError", "Formula", "FormulaError", "RefineMath", "Result", "parse", "parse_prefix"]
+__all__ = [
+    "Budget",
+    "CheckpointError",
+    "DataError",
+    "Formula",
+    "FormulaError",
+    "RefineMath",
+    "Result",
+    "parse",
+    "parse_prefix",
+]

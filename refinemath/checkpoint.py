@@ -1,6 +1,7 @@
 """Arrays in files, without pickle.  (Chapter 6)
 
-A file is a NumPy `.npz` of named arrays plus one JSON text.  Names are compared exactly on load, and a file is replaced in one step.
+A file is a NumPy `.npz` of named arrays plus one JSON text.  Names are compared exactly on load,
+and a file is replaced in one step.
 """
 
 from __future__ import annotations
@@ -21,7 +22,19 @@ import numpy as np
 
 FORMAT = 1
 # what NumPy and zipfile raise on files that are cut, altered or of another kind
-_DAMAGE = (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, MemoryError, OverflowError, struct.error, zipfile.BadZipFile, zlib.error)
+_DAMAGE = (
+    OSError,
+    EOFError,
+    KeyError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class CheckpointError(ValueError):
@@ -33,14 +46,20 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
 
     def name(path: tuple[Any, ...]) -> str:
-        return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path if getattr(k, "name", None) != "value")
+        return "/".join(
+            str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))))
+            for k in path
+            if getattr(k, "name", None) != "value"
+        )
 
     return {name(path): leaf for path, leaf in leaves}
 
 
 @contextlib.contextmanager
 def in_one_step(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to that takes the place of `path` once it is whole; where the writing fails, `path` stays as it was."""
+    """A file to write to that takes the place of `path` once it is whole; where the writing fails,
+    `path` stays as it was.
+    """
     part = path.with_name(f"{path.name}.part{jax.process_index()}")
     with part.open("wb") as file:
         yield file
@@ -56,28 +75,40 @@ def save(path: Path, tree: Any, meta: dict[str, Any], *, dtype: Any = None) -> N
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         array = np.asarray(leaf)
-        arrays[name] = array.astype(dtype) if dtype is not None and np.issubdtype(array.dtype, np.floating) else array
+        arrays[name] = (
+            array.astype(dtype)
+            if dtype is not None and np.issubdtype(array.dtype, np.floating)
+            else array
+        )
     arrays["__meta__"] = np.frombuffer(json.dumps({"format": FORMAT, **meta}).encode(), np.uint8)
     with in_one_step(path) as file:
         np.savez(file, **arrays)
 
 
 def _read(path: Path, name: str | None = None) -> dict[str, np.ndarray]:
-    """The arrays of a file, or the one called `name`.  Whatever is wrong with the file is a `CheckpointError`."""
+    """The arrays of a file, or the one called `name`.  Whatever is wrong with the file is a
+    `CheckpointError`.
+    """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {n: archive[n] for n in (archive.files if name is None else [name])}
     except _DAMAGE as error:
-        raise CheckpointError(f"{path} is not a RefineMath file, or it is damaged: {error}") from None
+        raise CheckpointError(
+            f"{path} is not a RefineMath file, or it is damaged: {error}"
+        ) from None
 
 
 def _record(path: Path, text: np.ndarray) -> dict[str, Any]:
     try:
         meta = json.loads(text.tobytes())
     except ValueError as error:
-        raise CheckpointError(f"{path} is not a RefineMath file, or it is damaged: {error}") from None
+        raise CheckpointError(
+            f"{path} is not a RefineMath file, or it is damaged: {error}"
+        ) from None
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {meta.get('format') if isinstance(meta, dict) else meta!r}; this version reads format {FORMAT}")
+        raise CheckpointError(
+            f"{path} has format {meta.get('format') if isinstance(meta, dict) else meta!r}; this version reads format {FORMAT}"
+        )
     return meta
 
 
@@ -87,7 +118,8 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path, like: Any, *, grown: bool = False) -> tuple[Any, dict[str, Any]]:
-    """The pytree and record of a file.  Names and shapes must be those of `like` exactly; dtypes become those of `like`.
+    """The pytree and record of a file.  Names and shapes must be those of `like` exactly; dtypes
+    become those of `like`.
 
     With `grown`, `like` may have leaves that the file lacks; they stay as they are.
     """
@@ -96,7 +128,9 @@ def load(path: Path, like: Any, *, grown: bool = False) -> tuple[Any, dict[str, 
     wanted = named_leaves(like)
     missing, extra = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
     if extra or (missing and not grown):
-        raise CheckpointError(f"{path} holds other parameters than this model; missing {missing[:3]}, unexpected {extra[:3]}")
+        raise CheckpointError(
+            f"{path} holds other parameters than this model; missing {missing[:3]}, unexpected {extra[:3]}"
+        )
     leaves = []
     for name, leaf in wanted.items():
         if name not in stored:
@@ -107,6 +141,8 @@ def load(path: Path, like: Any, *, grown: bool = False) -> tuple[Any, dict[str, 
             leaves.append(jax.random.wrap_key_data(jnp.asarray(array)))
             continue
         if array.shape != leaf.shape:
-            raise CheckpointError(f"{path}: {name} has shape {array.shape}; this model needs {leaf.shape}")
+            raise CheckpointError(
+                f"{path}: {name} has shape {array.shape}; this model needs {leaf.shape}"
+            )
         leaves.append(jnp.asarray(array, leaf.dtype))
     return jax.tree.unflatten(jax.tree.structure(like), leaves), meta

@@ -1,4 +1,6 @@
-"""RefineMath as a scikit-learn regressor.  Needs the extra: `pip install "refinemath[sklearn]"`.  (Chapter 10)"""
+"""RefineMath as a scikit-learn regressor.  Needs the extra: `pip install "refinemath[sklearn]"`.
+(Chapter 10)
+"""
 
 from __future__ import annotations
 
@@ -18,16 +20,21 @@ try:
     from sklearn.metrics import r2_score
     from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 except ImportError as error:
-    raise ImportError('the estimator needs scikit-learn 1.6 or newer; install it with: pip install "refinemath[sklearn]"') from error
+    raise ImportError(
+        'the estimator needs scikit-learn 1.6 or newer; install it with: pip install "refinemath[sklearn]"'
+    ) from error
 
 
 class SymbolicRegressor(RegressorMixin, BaseEstimator):
-    """A regressor that answers with a formula: `fit`, `predict` and `score` around `RefineMath.solve`.
+    """A regressor that answers with a formula: `fit`, `predict` and `score` around
+    `RefineMath.solve`.
 
-    The parameters are those of `RefineMath` and of its `solve`; `random_state` is the seed (a number, a `RandomState`, or None for a new seed
-    at each fit).  After `fit`: `formula_` (a `Formula`), `latex_`, `n_iter_` (refiner steps), `result_` (the whole `Result`, its arrays in
-    NumPy) and `n_features_in_`.  X may have as many columns as the weights have variables.  A formula can be undefined at a point: `predict`
-    then gives NaN, and `score` takes the mean of the training y there.
+    The parameters are those of `RefineMath` and of its `solve`; `random_state` is the seed (a
+    number, a `RandomState`, or None for a new seed at each fit).  After `fit`: `formula_` (a
+    `Formula`), `latex_`, `n_iter_` (refiner steps), `result_` (the whole `Result`, its arrays in
+    NumPy) and `n_features_in_`.  X may have as many columns as the weights have variables.  A
+    formula can be undefined at a point: `predict` then gives NaN, and `score` takes the mean of the
+    training y there.
     """
 
     def __init__(
@@ -54,12 +61,33 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
         self.undo = undo
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Find a formula for the rows of X (samples, features) and y (samples,).  Raises `ValueError` as `RefineMath.solve` does."""
-        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=FEWEST_POINTS)
+        """Find a formula for the rows of X (samples, features) and y (samples,).  Raises
+        `ValueError` as `RefineMath.solve` does.
+        """
+        X, y = validate_data(
+            self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=FEWEST_POINTS
+        )
         state = self.random_state
-        seed = int(state) if isinstance(state, numbers.Integral) else int(check_random_state(state).randint(2**31 - 1))
-        model = RefineMath(self.latent_dim, self.max_iters, weights=self.weights, budget=self.budget, sweep=self.sweep, undo=self.undo)
-        result = model.solve(X, np.asarray(y, np.float64), threshold=self.threshold, seed=seed, time_budget=self.time_budget)
+        seed = (
+            int(state)
+            if isinstance(state, numbers.Integral)
+            else int(check_random_state(state).randint(2**31 - 1))
+        )
+        model = RefineMath(
+            self.latent_dim,
+            self.max_iters,
+            weights=self.weights,
+            budget=self.budget,
+            sweep=self.sweep,
+            undo=self.undo,
+        )
+        result = model.solve(
+            X,
+            np.asarray(y, np.float64),
+            threshold=self.threshold,
+            seed=seed,
+            time_budget=self.time_budget,
+        )
         self.result_: Result = replace(result, outcome=jax.tree.map(np.asarray, result.outcome))
         self.formula_ = result.formula
         self.latex_ = result.latex
@@ -67,7 +95,9 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
         return self
 
     def predict(self, X: Any) -> np.ndarray:
-        """The formula's values (samples,) at the rows of X; NaN where it is undefined over the reals."""
+        """The formula's values (samples,) at the rows of X; NaN where it is undefined over the
+        reals.
+        """
         check_is_fitted(self)
         return self.result_.predict(validate_data(self, X, dtype=np.float64, reset=False))
 

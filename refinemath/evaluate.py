@@ -1,7 +1,9 @@
-"""Measuring recovery: benchmark suites, held-out formulas and real data, beside the null model at the same clock.  (Chapters 10, 11)
+"""Measuring recovery: benchmark suites, held-out formulas and real data, beside the null model at
+the same clock.  (Chapters 10, 11)
 
-Recovered means: on 1000 fresh points in the range of the data, and on 1000 in a range twice as wide, the fraction of variance unexplained is
-at most 1e-10 in float64 wherever the true formula is finite.
+Recovered means: on 1000 fresh points in the range of the data, and on 1000 in a range twice as
+wide, the fraction of variance unexplained is at most 1e-10 in float64 wherever the true formula is
+finite.
 """
 
 from __future__ import annotations
@@ -65,15 +67,23 @@ def suite_problems(path: Path, seed: int = 0) -> list[Problem]:
             x = np.sort(rng.uniform(low, high, int(count)))
         else:
             low, high, step = spec["E"]
-            x = np.linspace(low, high, int(step)) if step > high - low else low + step * np.arange(round((high - low) / step) + 1)
+            x = (
+                np.linspace(low, high, int(step))
+                if step > high - low
+                else low + step * np.arange(round((high - low) / step) + 1)
+            )
         y = formula.evaluate(x[None])
         good = np.isfinite(y)
         problems.append(Problem(row["name"], row["suite"], x[good], y[good], formula, len(formula)))
     return problems
 
 
-def heldout_problems(path: Path, *, noise: float = 0.0, points: int = 48, seed: int = 0, every: int = 1) -> list[Problem]:
-    """The random held-out formulas; `noise` is relative to the standard deviation of y; `every` takes each n-th."""
+def heldout_problems(
+    path: Path, *, noise: float = 0.0, points: int = 48, seed: int = 0, every: int = 1
+) -> list[Problem]:
+    """The random held-out formulas; `noise` is relative to the standard deviation of y; `every`
+    takes each n-th.
+    """
     problems = []
     for i, row in enumerate(_rows(path)):
         if i % every:
@@ -84,7 +94,16 @@ def heldout_problems(path: Path, *, noise: float = 0.0, points: int = 48, seed: 
         y = formula.evaluate(x[None])
         good = np.isfinite(y)
         y = y + noise * np.std(y[good]) * rng.normal(size=points)
-        problems.append(Problem(row["name"], "held-out" if noise == 0 else f"held-out, {noise:.0%} noise", x[good], y[good], formula, int(row["length"])))
+        problems.append(
+            Problem(
+                row["name"],
+                "held-out" if noise == 0 else f"held-out, {noise:.0%} noise",
+                x[good],
+                y[good],
+                formula,
+                int(row["length"]),
+            )
+        )
     return problems
 
 
@@ -93,13 +112,17 @@ def real_problems(folder: Path) -> list[Problem]:
     problems = []
     for row in _rows(folder / "problems.csv"):
         x, y = read_points(folder / row["file"])
-        forms = tuple(f.strip() for f in (row["expression"], *row["accept"].split(";")) if f.strip())
+        forms = tuple(
+            f.strip() for f in (row["expression"], *row["accept"].split(";")) if f.strip()
+        )
         problems.append(Problem(row["name"], "real data", x[:, 0], y, None, 0, forms))
     return problems
 
 
 def unexplained(truth: Formula, found: Formula, x: np.ndarray) -> float:
-    """FVU of `found` against `truth` at x, over the points where the truth is finite; infinite where only the truth is."""
+    """FVU of `found` against `truth` at x, over the points where the truth is finite; infinite
+    where only the truth is.
+    """
     y = truth.evaluate(x[None])
     good = np.isfinite(y) & (np.abs(y) < 1e100)
     if good.sum() < 10:
@@ -123,7 +146,9 @@ def strict_fvu(problem: Problem, found: Formula, seed: int = 1) -> tuple[float, 
 
 
 def recovered(problem: Problem, result: Result) -> bool:
-    """The strict rule; with noise the constants are first fitted again on clean points, so that it asks for the form."""
+    """The strict rule; with noise the constants are first fitted again on clean points, so that it
+    asks for the form.
+    """
     found = result.formula
     if problem.truth is None:
         return any(is_instance(found, form, problem) for form in problem.accept)
@@ -137,7 +162,9 @@ def recovered(problem: Problem, result: Result) -> bool:
 
 
 def is_instance(found: Formula, form: str, problem: Problem) -> bool:
-    """True if `form`, with some choice of its constants a, b, c, equals the found formula over the range of the data and half beyond it."""
+    """True if `form`, with some choice of its constants a, b, c, equals the found formula over the
+    range of the data and half beyond it.
+    """
     low, high = float(problem.x.min()), float(problem.x.max())
     x = np.linspace(low, high + (high - low) / 2, 120)
     y = found.evaluate(x[None])
@@ -148,7 +175,11 @@ def is_instance(found: Formula, form: str, problem: Problem) -> bool:
     rng = np.random.default_rng(0)
     for _ in range(60):
         sizes = {
-            name: float(np.exp(rng.uniform(-1, 1)) * (1 if rng.random() < 0.8 else -1) * (1 if rng.random() < 0.5 else 10.0 ** rng.uniform(-3, 4)))
+            name: float(
+                np.exp(rng.uniform(-1, 1))
+                * (1 if rng.random() < 0.8 else -1)
+                * (1 if rng.random() < 0.5 else 10.0 ** rng.uniform(-3, 4))
+            )
             for name in "abcd"
         }
         try:
@@ -161,12 +192,20 @@ def is_instance(found: Formula, form: str, problem: Problem) -> bool:
     return False
 
 
-def null_model(model: RefineMath, seed: int = 99, per_length: int = 60_000, *, search: bool = False) -> RefineMath:
-    """The network switched off: candidates are drawn blindly from the training prior, the formulas that are made and kept as for training.
+def null_model(
+    model: RefineMath, seed: int = 99, per_length: int = 60_000, *, search: bool = False
+) -> RefineMath:
+    """The network switched off: candidates are drawn blindly from the training prior, the formulas
+    that are made and kept as for training.
 
-    With `search`, the search goes on as usual (edits, missing terms, pairs of parts); without it, draws and the fit of their constants are all.
+    With `search`, the search goes on as usual (edits, missing terms, pairs of parts); without it,
+    draws and the fit of their constants are all.
     """
-    budget = replace(model.budget, network=False) if search else replace(model.budget, network=False, edits=0, couples=0)
+    budget = (
+        replace(model.budget, network=False)
+        if search
+        else replace(model.budget, network=False, edits=0, couples=0)
+    )
     return _changed(model, budget=budget, prior=_blind_prior(seed, per_length))
 
 
@@ -182,33 +221,57 @@ def _blind_prior(seed: int, per_length: int) -> np.ndarray:
 
 
 def warm_up(model: RefineMath, problems: Sequence[Problem]) -> None:
-    """Compile outside the clock: the search for few points and the one for many, as the problems need them."""
+    """Compile outside the clock: the search for few points and the one for many, as the problems
+    need them.
+    """
     for problem in {len(p.y) <= POINTS // 2: p for p in problems}.values():
         model.solve(problem.x, problem.y, time_budget=0.01)
 
 
 def _settled(result: Result, threshold: float) -> float:
-    """Share of the thoughts that halted: their velocity is 0 from then on, or was under the threshold at the last two steps."""
+    """Share of the thoughts that halted: their velocity is 0 from then on, or was under the
+    threshold at the last two steps.
+    """
     last = result.velocity[-2:]
     return round(float(np.mean(np.all(last < threshold, axis=0))), 4) if last.size else 1.0
 
 
 def run(
-    model: RefineMath, problems: Iterable[Problem], *, threshold: float = 1e-5, time_budget: float = 8.0, seed: int = 0, show: bool = True
+    model: RefineMath,
+    problems: Iterable[Problem],
+    *,
+    threshold: float = 1e-5,
+    time_budget: float = 8.0,
+    seed: int = 0,
+    show: bool = True,
 ) -> list[dict[str, Any]]:
     """Solve every problem; one record each."""
     records = []
     for problem in problems:
-        result = model.solve(problem.x, problem.y, threshold=threshold, time_budget=time_budget, seed=seed)
+        result = model.solve(
+            problem.x, problem.y, threshold=threshold, time_budget=time_budget, seed=seed
+        )
         record = {
-            "name": problem.name, "suite": problem.suite, "length": problem.length, "recovered": recovered(problem, result), "fvu": result.fvu,
-            "seconds": round(result.seconds, 3), "iterations": result.iterations, "converged": result.converged,
-            "searches": result.searches, "steps": result.steps, "settled": _settled(result, threshold), "formula": str(result.sympy()),
-        }  # fmt: skip
+            "name": problem.name,
+            "suite": problem.suite,
+            "length": problem.length,
+            "recovered": recovered(problem, result),
+            "fvu": result.fvu,
+            "seconds": round(result.seconds, 3),
+            "iterations": result.iterations,
+            "converged": result.converged,
+            "searches": result.searches,
+            "steps": result.steps,
+            "settled": _settled(result, threshold),
+            "formula": str(result.sympy()),
+        }
         records.append(record)
         if show:
             mark = "+" if record["recovered"] else "-"
-            print(f"{mark} {problem.name:16s} {result.seconds:6.2f} s {result.iterations:3d} it  FVU {result.fvu:8.1e}  {str(result.sympy())[:90]}", flush=True)
+            print(
+                f"{mark} {problem.name:16s} {result.seconds:6.2f} s {result.iterations:3d} it  FVU {result.fvu:8.1e}  {str(result.sympy())[:90]}",
+                flush=True,
+            )
     return records
 
 
@@ -233,19 +296,39 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
 def environment(command: str) -> dict[str, Any]:
     """What a record needs to be repeated: command, commit, versions, hardware, date."""
     try:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
     return {
-        "command": command, "commit": commit, "date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "jax": jax.__version__,
+        "command": command,
+        "commit": commit,
+        "date": time.strftime("%Y-%m-%d"),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
         "hardware": f"{platform.machine()}, {jax.device_count()} {jax.devices()[0].platform} device(s)",
-    }  # fmt: skip
+    }
 
 
 def evaluate(
-    model: RefineMath, data: Path, *, parts: list[str], systems: list[str], time_budget: float, every: int, out: Path | None, command: str
+    model: RefineMath,
+    data: Path,
+    *,
+    parts: list[str],
+    systems: list[str],
+    time_budget: float,
+    every: int,
+    out: Path | None,
+    command: str,
 ) -> dict[str, Any]:
-    """Run the chosen parts for the chosen systems and write one JSON file; what it holds of other runs stays, each with its own command."""
+    """Run the chosen parts for the chosen systems and write one JSON file; what it holds of other
+    runs stays, each with its own command.
+    """
     sets = {
         "suites": lambda: suite_problems(data / "suites.csv"),
         "heldout": lambda: heldout_problems(data / "heldout.csv", every=every),
@@ -267,8 +350,14 @@ def evaluate(
             problems = sets[part]()
             warm_up(runner, problems)
             records = run(runner, problems, time_budget=time_budget)
-            report["results"][f"{system}/{part}"] = {"origin": origin, "summary": summary(records), "records": records}
-            print(f"{system}/{part}: {report['results'][f'{system}/{part}']['summary']}", flush=True)
+            report["results"][f"{system}/{part}"] = {
+                "origin": origin,
+                "summary": summary(records),
+                "records": records,
+            }
+            print(
+                f"{system}/{part}: {report['results'][f'{system}/{part}']['summary']}", flush=True
+            )
             if out is not None:
                 with checkpoint.in_one_step(out) as file:
                     file.write((json.dumps(report, indent=1) + "\n").encode())
@@ -289,4 +378,16 @@ def _variant(model: RefineMath, system: str) -> RefineMath:
 
 SYSTEMS = ("refinemath", "no-sweep", "no-edits", "null", "null-edits")
 PARTS = ("suites", "heldout", "noise", "real")
-__all__ = ["PARTS", "SYSTEMS", "Budget", "Problem", "evaluate", "heldout_problems", "is_instance", "real_problems", "recovered", "run", "suite_problems"]
+__all__ = [
+    "PARTS",
+    "SYSTEMS",
+    "Budget",
+    "Problem",
+    "evaluate",
+    "heldout_problems",
+    "is_instance",
+    "real_problems",
+    "recovered",
+    "run",
+    "suite_problems",
+]

@@ -1,7 +1,8 @@
-"""What never enters training: benchmark formulas, the laws of the real data, and 300 random formulas.  (Chapter 2)
+"""What never enters training: benchmark formulas, the laws of the real data, and 300 random
+formulas.  (Chapter 2)
 
-`excluded.txt` in the package lists them all, one formula a line; `training_exclusions` turns the list into signatures (for the bank) and
-probe values (for every single example).
+`excluded.txt` in the package lists them all, one formula a line; `training_exclusions` turns the
+list into signatures (for the bank) and probe values (for every single example).
 """
 
 from __future__ import annotations
@@ -18,8 +19,28 @@ import jax.numpy as jnp
 import numpy as np
 import sympy
 
-from refinemath.data import PROBE_CONSTANTS, Examples, draw_examples, length_weights, make_bank, probe_points, signature, standardized_probe
-from refinemath.language import MAX_VARIABLES, VARIABLES, Formula, FormulaError, combine, decode, encode, evaluate, parse, split_terms
+from refinemath.data import (
+    PROBE_CONSTANTS,
+    Examples,
+    draw_examples,
+    length_weights,
+    make_bank,
+    probe_points,
+    signature,
+    standardized_probe,
+)
+from refinemath.language import (
+    MAX_VARIABLES,
+    VARIABLES,
+    Formula,
+    FormulaError,
+    combine,
+    decode,
+    encode,
+    evaluate,
+    parse,
+    split_terms,
+)
 
 _WIDE = 40  # slots that any benchmark formula fits
 
@@ -38,7 +59,9 @@ def _strip(expression: sympy.Expr) -> sympy.Expr:
 
 
 def _bare(formula: Formula) -> Formula:
-    """The same as `_strip` without SymPy, which would lose a 1 that stands for any constant: the skeleton as the generator writes it."""
+    """The same as `_strip` without SymPy, which would lose a 1 that stands for any constant: the
+    skeleton as the generator writes it.
+    """
     terms = []
     for term in split_terms(formula):
         parts = term.parts
@@ -63,7 +86,9 @@ def _variants(formula: Formula) -> Iterator[Formula]:
 
 
 def _renamed(formula: Formula, variables: int) -> Iterator[Formula]:
-    """The formula in every choice of its variables from the first `variables`: sin(x1) + x2 and sin(x2) + x1 are one law."""
+    """The formula in every choice of its variables from the first `variables`: sin(x1) + x2 and
+    sin(x2) + x1 are one law.
+    """
     used = sorted({p for p in formula.parts if p in VARIABLES})
     for names in itertools.permutations(VARIABLES[:variables], len(used)):
         name = dict(zip(used, names, strict=True))
@@ -71,9 +96,11 @@ def _renamed(formula: Formula, variables: int) -> Iterator[Formula]:
 
 
 def training_exclusions(variables: int = 1) -> tuple[np.ndarray, jax.Array]:
-    """Signatures (n, 2) that the bank must not contain, and probe values (m, probes) that no example may equal.
+    """Signatures (n, 2) that the bank must not contain, and probe values (m, probes) that no
+    example may equal.
 
-    Signatures are taken of each formula with its own constants and, as a skeleton, with the probe constants in every order.
+    Signatures are taken of each formula with its own constants and, as a skeleton, with the probe
+    constants in every order.
     """
     forms, probes = [], []
     for _, listed in read_excluded():
@@ -82,8 +109,16 @@ def training_exclusions(variables: int = 1) -> tuple[np.ndarray, jax.Array]:
             for variant in _variants(formula):
                 forms.append(variant)
                 count = len(variant.constants())
-                orders = itertools.permutations(range(count)) if count <= 4 else [range(count)] if count <= len(PROBE_CONSTANTS) else []
-                forms += [variant.with_constants(PROBE_CONSTANTS[k] for k in order) for order in orders]
+                orders = (
+                    itertools.permutations(range(count))
+                    if count <= 4
+                    else [range(count)]
+                    if count <= len(PROBE_CONSTANTS)
+                    else []
+                )
+                forms += [
+                    variant.with_constants(PROBE_CONSTANTS[k] for k in order) for order in orders
+                ]
     tokens, values = encode([f for f in forms if len(f) <= _WIDE], _WIDE)
     words = np.asarray(signature(jnp.asarray(tokens), jnp.asarray(values, jnp.float32)))
     tokens, values = encode([f for f in probes if len(f) <= _WIDE], _WIDE)
@@ -91,11 +126,13 @@ def training_exclusions(variables: int = 1) -> tuple[np.ndarray, jax.Array]:
     return np.unique(words, axis=0), standardized_probe(y)
 
 
-# ---------------------------------------------------------------- making the lists (run once; the results are committed)
+# making the lists (run once; the results are committed)
 
 
 def make_heldout(path: Path, *, seed: int = 20261124, per_length: int = 30) -> None:
-    """Draw `per_length` random formulas of each length 3 to 12 with constants, coefficients and a range; write them as CSV."""
+    """Draw `per_length` random formulas of each length 3 to 12 with constants, coefficients and a
+    range; write them as CSV.
+    """
     bank = make_bank(400, seed=seed)
     draw = jax.jit(lambda key, weights: draw_examples(key, bank, 64, weights=weights))
     rows = []
@@ -109,7 +146,12 @@ def make_heldout(path: Path, *, seed: int = 20261124, per_length: int = 30) -> N
                 skeleton = np.asarray(e.tokens[i]).tobytes()
                 if len(chosen) < per_length and float(e.weight[i]) > 0 and skeleton not in chosen:
                     x = np.asarray(e.x[i, 0])[np.asarray(e.mask[i])]
-                    chosen[skeleton] = {"length": length, "expression": _expression(e, i), "low": round(float(x.min()), 3), "high": round(float(x.max()), 3)}
+                    chosen[skeleton] = {
+                        "length": length,
+                        "expression": _expression(e, i),
+                        "low": round(float(x.min()), 3),
+                        "high": round(float(x.max()), 3),
+                    }
         rows += list(chosen.values())
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["name", "length", "expression", "low", "high"])
@@ -132,7 +174,9 @@ def _expression(examples: Examples, i: int) -> str:
 
 def write_excluded(data: Path, target: Path) -> None:
     """Collect `excluded.txt` from suites.csv, problems.csv and heldout.csv in the folder `data`."""
-    lines = ["# Formulas that never enter training. Origin, then the formula. Made by refinemath.heldout.write_excluded."]
+    lines = [
+        "# Formulas that never enter training. Origin, then the formula. Made by refinemath.heldout.write_excluded."
+    ]
     lines.append("running-example\tsin(x)/(1 + x**2)")
     for row in _rows(data / "suites.csv"):
         lines.append(f"{row['name']}\t{row['expression']}")

@@ -1,4 +1,6 @@
-"""What several test files share: a tiny model, a small bank, one solver with a small budget, and JAX at its strictest."""
+"""What several test files share: a tiny model, a small bank, one solver with a small budget, and
+JAX at its strictest.
+"""
 
 import os
 from collections.abc import Iterator
@@ -17,12 +19,24 @@ from refinemath.heldout import training_exclusions
 from refinemath.model import Config, Model
 
 CONFIG = Config(latent_dim=64, width=16, heads=2, seeds=4, encoder_blocks=1, refiner_blocks=1)
-BUDGET = Budget(thoughts=4, samples=16, edits=96, extend=8, fits=2, fit_steps=2, keep=32, search_steps=2, patience=1)
+BUDGET = Budget(
+    thoughts=4,
+    samples=16,
+    edits=96,
+    extend=8,
+    fits=2,
+    fit_steps=2,
+    keep=32,
+    search_steps=2,
+    patience=1,
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where compiled programs are kept during this run, so that workers and child processes share them."""
+    """Where compiled programs are kept during this run, so that workers and child processes share
+    them.
+    """
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -1,4 +1,5 @@
-"""A small training run in a process of its own: to be killed, split over devices, or one of several processes.
+"""A small training run in a process of its own: to be killed, split over devices, or one of several
+processes.
 
 python run_training.py FOLDER STEPS SAVE_SECONDS [COORDINATOR COUNT INDEX]
 """
@@ -37,8 +38,12 @@ def main(folder: Path, steps: int, save_seconds: float, *distributed: str) -> No
         return replace(trainer, step=step)
 
     module.make_trainer = recording
-    module.train(CONFIG, replace(RECIPE, steps=steps), folder, save_seconds=save_seconds, show=False)
-    (folder / f"losses-{jax.process_index()}.json").write_text(json.dumps({"devices": jax.device_count(), "losses": losses}), encoding="utf-8")
+    module.train(
+        CONFIG, replace(RECIPE, steps=steps), folder, save_seconds=save_seconds, show=False
+    )
+    (folder / f"losses-{jax.process_index()}.json").write_text(
+        json.dumps({"devices": jax.device_count(), "losses": losses}), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

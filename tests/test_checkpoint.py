@@ -21,7 +21,10 @@ META = {"config": {"latent_dim": 64}, "note": "grün"}
 def tree() -> dict:
     rng = np.random.default_rng(0)
     return {
-        "params": {"kernel": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32), "bias": jnp.zeros(3, jnp.float32)},
+        "params": {
+            "kernel": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32),
+            "bias": jnp.zeros(3, jnp.float32),
+        },
         "moments": (jnp.asarray(rng.normal(size=5), jnp.float32), jnp.int32(7)),
         "tokens": jnp.arange(6, dtype=jnp.uint8),
         "mask": jnp.asarray([True, False]),
@@ -71,7 +74,11 @@ def test_the_parameters_of_a_model_keep_their_names(tmp_path: Path, tiny_model: 
 def test_half_precision_halves_the_floats_only_and_comes_back_as_float32(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "h.npz", tree(), META, dtype=np.float16)
     with np.load(tmp_path / "h.npz") as file:
-        assert file["params/kernel"].dtype == np.float16 and file["tokens"].dtype == np.uint8 and file["moments/1"].dtype == np.int32
+        assert (
+            file["params/kernel"].dtype == np.float16
+            and file["tokens"].dtype == np.uint8
+            and file["moments/1"].dtype == np.int32
+        )
     loaded, _ = checkpoint.load(tmp_path / "h.npz", tree())
     assert loaded["params"]["kernel"].dtype == jnp.float32
     np.testing.assert_allclose(loaded["params"]["kernel"], tree()["params"]["kernel"], rtol=1e-3)
@@ -100,7 +107,10 @@ def test_a_file_is_replaced_in_one_step(path: Path, monkeypatch: pytest.MonkeyPa
     [
         (lambda t: {**t, "extra": jnp.zeros(1)}, "missing .'extra'"),
         (lambda t: {k: v for k, v in t.items() if k != "mask"}, "unexpected .'mask'"),
-        (lambda t: {**t, "mask": jnp.zeros(3, bool)}, r"mask has shape \(2,\); this model needs \(3,\)"),
+        (
+            lambda t: {**t, "mask": jnp.zeros(3, bool)},
+            r"mask has shape \(2,\); this model needs \(3,\)",
+        ),
         (lambda t: {**t, "params": {"kernel": t["params"]["kernel"]}}, "unexpected .'params/bias'"),
     ],
 )
@@ -154,7 +164,9 @@ def test_a_file_cut_at_any_place_is_a_clear_error(path: Path) -> None:
 
 
 def test_a_file_with_a_changed_byte_is_a_clear_error_or_reads(path: Path) -> None:
-    """A flipped byte in the numbers is caught by the archive's checksum; one in an unused header field may pass unharmed."""
+    """A flipped byte in the numbers is caught by the archive's checksum; one in an unused header
+    field may pass unharmed.
+    """
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
     caught = 0
@@ -171,7 +183,9 @@ def test_a_file_with_a_changed_byte_is_a_clear_error_or_reads(path: Path) -> Non
     assert caught > 200
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04", os.urandom(3000), b"\x93NUMPY\x01\x00"])
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"PK\x03\x04", os.urandom(3000), b"\x93NUMPY\x01\x00"]
+)
 def test_another_kind_of_file_is_a_clear_error(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.npz").write_bytes(content)
     with pytest.raises(CheckpointError, match="not a RefineMath file"):

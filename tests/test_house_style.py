@@ -1,4 +1,6 @@
-"""The house style over the whole package: docstrings, imports in chapter order, and nothing that computes plots or prints."""
+"""The house style over the whole package: docstrings, imports in chapter order, and nothing that
+computes plots or prints.
+"""
 
 import ast
 import inspect
@@ -13,13 +15,34 @@ import pytest
 import refinemath
 
 PACKAGE = Path(refinemath.__file__).parent
-SOURCES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.glob("*.py"))}
-# A module may import those before it and none after it: the order in which the chapters derive them.
+SOURCES = {
+    path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.glob("*.py"))
+}
+# A module may import those before it and none after it: the order in which the chapters derive
+# them.
 ORDER = (
-    "language", "newton_schulz", "data", "heldout", "grammar", "fit", "model", "search", "checkpoint", "solve", "estimator", "vis", "train", "evaluate",
-    "__init__", "__main__",
-)  # fmt: skip
-ENTRANCES = {"__main__", "train", "evaluate"}  # what a person starts and watches; the others neither print nor show a bar
+    "language",
+    "newton_schulz",
+    "data",
+    "heldout",
+    "grammar",
+    "fit",
+    "model",
+    "search",
+    "checkpoint",
+    "solve",
+    "estimator",
+    "vis",
+    "train",
+    "evaluate",
+    "__init__",
+    "__main__",
+)
+ENTRANCES = {
+    "__main__",
+    "train",
+    "evaluate",
+}  # what a person starts and watches; the others neither print nor show a bar
 PICTURES = {"vis"}
 
 
@@ -44,7 +67,11 @@ def imported(tree: ast.AST, *, at_load: bool = False) -> set[str]:
 
 
 def own_imports(name: str, *, at_load: bool = False) -> set[str]:
-    inside = {m.removeprefix("refinemath.").split(".")[0] for m in imported(SOURCES[name], at_load=at_load) if m.startswith("refinemath.")}
+    inside = {
+        m.removeprefix("refinemath.").split(".")[0]
+        for m in imported(SOURCES[name], at_load=at_load)
+        if m.startswith("refinemath.")
+    }
     return inside & SOURCES.keys()
 
 
@@ -58,7 +85,11 @@ def public(module: ModuleType) -> list[tuple[str, object]]:
             found.append((f"{module.__name__}.{name}", thing))
             for method, f in vars(thing).items():
                 f = f.fget if isinstance(f, property) else f
-                if inspect.isfunction(f) and f.__module__ == module.__name__ and (not method.startswith("_") or method == "__call__"):
+                if (
+                    inspect.isfunction(f)
+                    and f.__module__ == module.__name__
+                    and (not method.startswith("_") or method == "__call__")
+                ):
                     found.append((f"{module.__name__}.{name}.{method}", f))
         elif callable(thing):
             found.append((f"{module.__name__}.{name}", thing))
@@ -72,7 +103,9 @@ def test_every_public_thing_has_a_docstring_with_a_sentence() -> None:
     assert len(PUBLIC) > 100
     for name, thing in PUBLIC:
         text = (getattr(thing, "__doc__", None) or "").strip()
-        assert text and not text.startswith(f"{name.rsplit('.', 1)[-1]}("), f"{name}: no docstring, or the generated one of a record"
+        assert text and not text.startswith(f"{name.rsplit('.', 1)[-1]}("), (
+            f"{name}: no docstring, or the generated one of a record"
+        )
         assert any(mark in text.split("\n\n")[0] for mark in ".:;"), name
 
 
@@ -81,7 +114,11 @@ def test_every_argument_and_result_has_a_type() -> None:
         if inspect.isfunction(thing):
             signature = inspect.signature(thing)
             assert signature.return_annotation is not inspect.Signature.empty, name
-            untyped = [n for n, p in signature.parameters.items() if n not in ("self", "cls") and p.annotation is inspect.Parameter.empty]
+            untyped = [
+                n
+                for n, p in signature.parameters.items()
+                if n not in ("self", "cls") and p.annotation is inspect.Parameter.empty
+            ]
             assert not untyped, f"{name}: {untyped}"
 
 
@@ -97,7 +134,9 @@ def test_every_module_stands_in_the_order() -> None:
 @pytest.mark.parametrize("name", ORDER)
 def test_a_module_imports_only_what_comes_before_it(name: str) -> None:
     before = set(ORDER[: ORDER.index(name)])
-    late = own_imports(name) - own_imports(name, at_load=True)  # inside a function: Result.plot draws, the command line trains
+    late = own_imports(name) - own_imports(
+        name, at_load=True
+    )  # inside a function: Result.plot draws, the command line trains
     assert own_imports(name, at_load=True) <= before
     assert late <= before | PICTURES
 
@@ -105,12 +144,20 @@ def test_a_module_imports_only_what_comes_before_it(name: str) -> None:
 def test_what_computes_does_not_plot() -> None:
     for name, tree in SOURCES.items():
         if name not in PICTURES:
-            assert not [m for m in imported(tree) if m.split(".")[0] in ("matplotlib", "plotly", "PIL", "IPython")], name
+            assert not [
+                m
+                for m in imported(tree)
+                if m.split(".")[0] in ("matplotlib", "plotly", "PIL", "IPython")
+            ], name
 
 
 def test_what_computes_does_not_print() -> None:
     for name, tree in SOURCES.items():
-        calls = [n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+        calls = [
+            n.func.id
+            for n in ast.walk(tree)
+            if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+        ]
         assert not {"eval", "exec", "compile", "breakpoint"} & set(calls), name
         if name not in ENTRANCES:
             assert "print" not in calls and "tqdm.auto" not in imported(tree), name
@@ -118,7 +165,11 @@ def test_what_computes_does_not_print() -> None:
 
 def test_no_pickle_and_no_star_import() -> None:
     for name, tree in SOURCES.items():
-        assert not [m for m in imported(tree) if m.split(".")[0] in ("pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal")], name
+        assert not [
+            m
+            for m in imported(tree)
+            if m.split(".")[0] in ("pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal")
+        ], name
         assert not any(m.endswith(".*") for m in imported(tree)), name
 
 
@@ -126,7 +177,11 @@ def test_numpy_never_reads_objects() -> None:
     for name, tree in SOURCES.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "np.load":
-                allowed = [k for k in node.keywords if k.arg == "allow_pickle" and ast.literal_eval(k.value)]
+                allowed = [
+                    k
+                    for k in node.keywords
+                    if k.arg == "allow_pickle" and ast.literal_eval(k.value)
+                ]
                 assert not allowed, name
 
 
@@ -139,6 +194,8 @@ def test_lines_have_no_banner_and_no_emoji() -> None:
 
 def test_the_package_names_what_a_user_needs() -> None:
     assert set(refinemath.__all__) <= set(dir(refinemath))
-    assert {"RefineMath", "Result", "DataError", "CheckpointError", "FormulaError"} <= set(refinemath.__all__)
+    assert {"RefineMath", "Result", "DataError", "CheckpointError", "FormulaError"} <= set(
+        refinemath.__all__
+    )
     for error in (refinemath.DataError, refinemath.CheckpointError, refinemath.FormulaError):
         assert issubclass(error, ValueError)

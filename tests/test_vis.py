@@ -14,8 +14,16 @@ from refinemath.solve import Attempt, Result, latex_of
 STEPS, TAKEN, THOUGHTS, SLOTS = 12, 9, 5, 4
 
 
-def fake(formula: str = "sin(x)/(1 + x**2)", *, taken: int = TAKEN, steps: int = STEPS, variables: int = 1) -> Result:
-    """A result as `solve` makes it, with thoughts that contract to one place and halt one after the other."""
+def fake(
+    formula: str = "sin(x)/(1 + x**2)",
+    *,
+    taken: int = TAKEN,
+    steps: int = STEPS,
+    variables: int = 1,
+) -> Result:
+    """A result as `solve` makes it, with thoughts that contract to one place and halt one after the
+    other.
+    """
     rng = np.random.default_rng(0)
     shrink = 0.5 ** np.arange(steps)
     latent = 1.0 + shrink[:, None, None] * rng.normal(size=(1, THOUGHTS, 8))
@@ -27,23 +35,50 @@ def fake(formula: str = "sin(x)/(1 + x**2)", *, taken: int = TAKEN, steps: int =
         array[taken:] = np.nan
     trace = Trace(velocity=velocity, fvu=fvu, gram=gram, latent=latent)
     pool = Pool(*(np.zeros(1) for _ in Pool._fields))
-    outcome = Outcome(pool=pool, z=np.zeros((THOUGHTS, SLOTS, 8)), trace=trace, steps=np.array(taken), found_at=np.array(2), converged=np.array(False),
-                      searched=np.array(4))  # fmt: skip
+    outcome = Outcome(
+        pool=pool,
+        z=np.zeros((THOUGHTS, SLOTS, 8)),
+        trace=trace,
+        steps=np.array(taken),
+        found_at=np.array(2),
+        converged=np.array(False),
+        searched=np.array(4),
+    )
     x = np.stack([np.linspace(-2, 2, 20)] * variables, axis=1)
     law = parse(formula)
     return Result(
-        latex=latex_of(law), iterations=taken, formula=law, fvu=1e-12, converged=False, exact=False, found=True, candidates=(Attempt(7, 1e-12, formula),),
-        velocity=velocity[:taken], outcome=outcome, x=x, y=law.evaluate(x.T),
-    )  # fmt: skip
+        latex=latex_of(law),
+        iterations=taken,
+        formula=law,
+        fvu=1e-12,
+        converged=False,
+        exact=False,
+        found=True,
+        candidates=(Attempt(7, 1e-12, formula),),
+        velocity=velocity[:taken],
+        outcome=outcome,
+        x=x,
+        y=law.evaluate(x.T),
+    )
 
 
 def constant() -> Result:
     law = parse("2.5")
     x = np.linspace(0, 1, 6)[:, None]
     return Result(
-        latex="2.5", iterations=0, formula=law, fvu=0.0, converged=True, exact=True, found=True, candidates=(),
-        velocity=np.zeros((0, 1)), outcome=None, x=x, y=np.full(6, 2.5),
-    )  # fmt: skip
+        latex="2.5",
+        iterations=0,
+        formula=law,
+        fvu=0.0,
+        converged=True,
+        exact=True,
+        found=True,
+        candidates=(),
+        velocity=np.zeros((0, 1)),
+        outcome=None,
+        x=x,
+        y=np.full(6, 2.5),
+    )
 
 
 def draw(figure: Figure) -> None:
@@ -64,7 +99,11 @@ def test_the_fit_shows_data_curve_and_residuals() -> None:
 def test_the_fit_of_two_variables_compares_predicted_with_observed() -> None:
     figure = vis.plot_fit(fake("x1*x2 + x2", variables=2))
     left, right = figure.axes
-    assert "predicted" in left.get_xlabel() and "observed" in left.get_ylabel() and "residual" in right.get_ylabel()
+    assert (
+        "predicted" in left.get_xlabel()
+        and "observed" in left.get_ylabel()
+        and "residual" in right.get_ylabel()
+    )
     draw(figure)
 
 
@@ -95,7 +134,9 @@ def test_singular_values_are_those_of_the_thought() -> None:
     z = rng.normal(size=(STEPS, SLOTS, 30))
     result = fake(taken=STEPS)
     assert result.outcome is not None
-    outcome = result.outcome._replace(trace=result.outcome.trace._replace(gram=z @ z.swapaxes(1, 2)))
+    outcome = result.outcome._replace(
+        trace=result.outcome.trace._replace(gram=z @ z.swapaxes(1, 2))
+    )
     found = vis.spectrum(Result(**{**vars(result), "outcome": outcome}))
     np.testing.assert_allclose(found, np.linalg.svd(z, compute_uv=False), rtol=1e-8)
 
@@ -115,11 +156,18 @@ def test_size_is_zero_for_equal_thoughts_and_does_not_depend_on_scale() -> None:
 
     def with_latent(latent: np.ndarray) -> Result:
         assert result.outcome is not None
-        return Result(**{**vars(result), "outcome": result.outcome._replace(trace=trace._replace(latent=latent))})
+        return Result(
+            **{
+                **vars(result),
+                "outcome": result.outcome._replace(trace=trace._replace(latent=latent)),
+            }
+        )
 
     same = np.repeat(np.asarray(trace.latent)[:, :1], THOUGHTS, axis=1)
     np.testing.assert_allclose(vis.spread(with_latent(same)), 0.0, atol=1e-12)
-    np.testing.assert_allclose(vis.spread(with_latent(7 * np.asarray(trace.latent))), vis.spread(result))
+    np.testing.assert_allclose(
+        vis.spread(with_latent(7 * np.asarray(trace.latent))), vis.spread(result)
+    )
 
 
 @pytest.mark.parametrize("steps", [None, (1, 3, 9), (9,)])
@@ -136,8 +184,12 @@ def test_a_step_that_was_not_taken_is_an_error(steps: tuple[int, ...]) -> None:
         vis.plot_cloud(fake(), steps)
 
 
-@pytest.mark.parametrize("plot", [vis.plot_fit, vis.plot_velocity, vis.plot_spectrum, vis.plot_cloud, vis.plot_hero])
-@pytest.mark.parametrize("result", [constant(), fake(taken=1), fake(taken=1, steps=1), fake("log(x)"), fake("1/(x - x)")])
+@pytest.mark.parametrize(
+    "plot", [vis.plot_fit, vis.plot_velocity, vis.plot_spectrum, vis.plot_cloud, vis.plot_hero]
+)
+@pytest.mark.parametrize(
+    "result", [constant(), fake(taken=1), fake(taken=1, steps=1), fake("log(x)"), fake("1/(x - x)")]
+)
 def test_every_picture_can_be_drawn(plot, result: Result) -> None:  # type: ignore[no-untyped-def]
     figure = plot(result)
     assert isinstance(figure, Figure) and figure.axes and figure.get_facecolor()[3] == 0.0
@@ -162,7 +214,11 @@ def test_the_animation_has_a_frame_a_step(tmp_path) -> None:  # type: ignore[no-
 
 def test_the_html_stands_alone() -> None:
     page = vis.cloud_html(fake(), name="a-cloud")
-    assert 'class="interactive" id="a-cloud"' in page and 'role="img"' in page and 'type="range"' in page
+    assert (
+        'class="interactive" id="a-cloud"' in page
+        and 'role="img"' in page
+        and 'type="range"' in page
+    )
     assert page.count("<polyline") == THOUGHTS and page.count("<circle") == THOUGHTS + 1
     assert not re.search(r"https?://|src=|NaN|{{", page)
     assert f'max="{TAKEN}"' in page and "<script" not in vis.cloud_html(constant())
@@ -170,7 +226,12 @@ def test_the_html_stands_alone() -> None:
 
 def test_the_description_says_what_happened() -> None:
     words = vis.describe(fake())
-    assert "20 points" in words and "sin(x)" in words and f"{THOUGHTS} thoughts took {TAKEN} steps" in words and "not settled" in words
+    assert (
+        "20 points" in words
+        and "sin(x)" in words
+        and f"{THOUGHTS} thoughts took {TAKEN} steps" in words
+        and "not settled" in words
+    )
     assert "no step" in vis.describe(constant())
 
 

@@ -37,7 +37,9 @@ DARK = {
 
 
 def spiral(arms: int = 7, dots: int = 3) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Dots on spirals around the origin: places (arms * dots, 2) and radii, both shrinking inwards."""
+    """Dots on spirals around the origin: places (arms * dots, 2) and radii, both shrinking
+    inwards.
+    """
     step = np.arange(1, dots + 1)
     distance = 0.13 + 0.25 * step
     turn = 0.42 * step

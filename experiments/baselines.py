@@ -24,25 +24,23 @@ from jaxtyping import Float, Int
 
 from experiments import harness
 from refinemath import Formula, RefineMath, Result, grammar, parse
-from refinemath.data import Bank, draw_examples, length_weights
-from refinemath.language import ARITY, MAX_VARIABLES, VARIABLES, VOCABULARY_SIZE
+from refinemath.examples import SkeletonTable, draw_examples, length_weights
+from refinemath.expression import ARITY, MAX_VARIABLES, VARIABLES, VOCABULARY_SIZE
+from refinemath.fitting import Candidate, Points, no_candidate
 from refinemath.model import (
     POINT_FEATURES,
     Block,
-    Candidate,
-    Config,
     Encoded,
     Encoder,
     Gain,
     KeyValue,
     Linear,
     Model,
-    Points,
+    ModelConfig,
     Refiner,
-    no_candidate,
 )
-from refinemath.solve import prepare, read_points
-from refinemath.train import Recipe
+from refinemath.problem import prepare, read_points
+from refinemath.training import TrainConfig
 
 # a tiny recursive model (Jolicoeur-Martineau 2025, arXiv 2510.04871)
 
@@ -65,7 +63,7 @@ class Recursion(nnx.Module):
     the latent.  One network does both. Nothing is orthogonalised, and no candidate is seen.
     """
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         w = config.width
         self.variables = config.variables
         self.seed = nnx.Param(jax.random.normal(rngs.params(), (config.slots, 2 * w), jnp.float32))
@@ -123,7 +121,7 @@ class Recursion(nnx.Module):
 class TRM(nnx.Module):
     """Encoder and recursion; stands in for `model.Model`."""
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.encoder = Encoder(config, rngs=rngs)
         self.refiner = Recursion(config, rngs=rngs)
 
@@ -160,13 +158,15 @@ class BlindRefiner(Refiner):
 class BlindModel(nnx.Module):
     """Encoder and refiner without execution feedback; stands in for `model.Model`."""
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.encoder = Encoder(config, rngs=rngs)
         self.refiner = BlindRefiner(config, rngs=rngs)
 
 
 class PlainInputs(Linear):
-    """The first matrix of the encoder, for which all features of a point but the plain ones are 0."""
+    """The first matrix of the encoder, for which all features of a point but the plain ones are
+    0.
+    """
 
     def __call__(self, x: Array) -> Array:
         """x W with y (two scalings), x (two scalings) and the size of x alone."""
@@ -176,7 +176,7 @@ class PlainInputs(Linear):
 class PlainModel(Model):
     """The shipped model without waves, logarithms and slopes of the points."""
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
         self.encoder.first = PlainInputs(
             POINT_FEATURES[config.variables], 2 * config.width, rngs=rngs
@@ -189,7 +189,7 @@ class PlainModel(Model):
 class Tokens(nnx.Module):
     """The same encoder and an autoregressive transformer decoder over the same tokens."""
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         w = config.width
         self.variables = config.variables
         self.encoder = Encoder(config, rngs=rngs)
@@ -275,7 +275,7 @@ class Tokens(nnx.Module):
 
 
 def token_loss(
-    graph: Any, bank: Bank, probes: Array, recipe: Recipe
+    graph: Any, bank: SkeletonTable, probes: Array, recipe: TrainConfig
 ) -> Callable[[Any, Array], Array]:
     """Cross-entropy of the next token on fresh examples."""
     weights = length_weights(bank)
@@ -306,14 +306,14 @@ class Variant(RefineMath):
     """RefineMath's search around other parameters and another graph."""
 
     def __init__(
-        self, parts: tuple[Any, Any, Config], *, fixed_steps: bool = False, **options: Any
+        self, parts: tuple[Any, Any, ModelConfig], *, fixed_steps: bool = False, **options: Any
     ):
         super().__init__(parts[2].latent_dim, **options)
         self.parts = parts
         if fixed_steps:  # no halting: the search takes all its steps
             self.budget = replace(self.budget, steps=self.budget.search_steps)
 
-    def _parameters(self) -> tuple[Any, Any, Config]:
+    def _parameters(self) -> tuple[Any, Any, ModelConfig]:
         return self.parts
 
 
@@ -324,7 +324,7 @@ class TokenSearch(RefineMath):
     constants drawn again as for the null model.
     """
 
-    def __init__(self, parts: tuple[Any, Any, Config], *, samples: int = 4096, **options: Any):
+    def __init__(self, parts: tuple[Any, Any, ModelConfig], *, samples: int = 4096, **options: Any):
         super().__init__(**options)
         self.parts, self.samples = parts, samples
         self.budget = replace(self.budget, network=False)
@@ -352,12 +352,12 @@ class TokenSearch(RefineMath):
         return replace(result, seconds=result.seconds + spent)
 
 
-def matched(kind: Any, config: Config, target: int, *, square: bool) -> Config:
+def matched(kind: Any, config: ModelConfig, target: int, *, square: bool) -> ModelConfig:
     """The configuration whose parameter count is nearest to `target`, by width; `square` sets
     latent_dim to twice the width, as a TRM needs.
     """
 
-    def at(width: int, heads: int) -> Config:
+    def at(width: int, heads: int) -> ModelConfig:
         return replace(
             config,
             width=width,

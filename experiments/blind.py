@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from experiments import harness
-from refinemath import Budget, RefineMath
-from refinemath.evaluate import heldout_problems, null_model
+from refinemath import RefineMath, SearchConfig
+from refinemath.evaluation import heldout_problems, null_model
 
 NEVER = 10**6  # searches without a better formula before giving up
 
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     )
     options = parser.parse_args(arguments)
     began = time.perf_counter()
-    budget = Budget()
+    budget = SearchConfig()
     if options.quick:
         budget, options.every, options.time_budget, options.long = harness.QUICK, 150, 0.2, 0.5
     machine = RefineMath(budget=budget)
@@ -66,7 +66,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     for row in report["blind"]:
         r = row["recovered"]
         print(
-            f"{row['searches']:4d} blind searches: {r['value']:.0%} [{r['low']:.0%}, {r['high']:.0%}] of {r['n']}"
+            f"{row['searches']:4d} blind searches: {r['value']:.0%} [{r['low']:.0%}, "
+            f"{r['high']:.0%}] of {r['n']}"
         )
     print(
         f"the machine: {report['machine']['value']:.0%}; won {report['won']}, lost {report['lost']}"

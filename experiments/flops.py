@@ -19,17 +19,18 @@ import numpy as np
 from flax import nnx
 
 from experiments import harness
-from refinemath.language import VOCABULARY_SIZE
-from refinemath.model import FEEDBACK_FEATURES, GLANCE, POINT_FEATURES, Config, Points, no_candidate
+from refinemath.expression import VOCABULARY_SIZE
+from refinemath.fitting import Points, no_candidate
+from refinemath.loop import POINTS
+from refinemath.model import FEEDBACK_FEATURES, GLANCE, POINT_FEATURES, ModelConfig
 from refinemath.newton_schulz import MUON, POLAR
-from refinemath.search import POINTS
-from refinemath.train import Recipe, make_trainer
+from refinemath.training import TrainConfig, make_trainer
 
 # NVIDIA L40S data sheet, dense: float32 without tensor cores, TF32 and bfloat16 with them.
 L40S = {"float32": 91.6e12, "tf32": 183e12, "bfloat16": 362e12}
 
 
-def encoder_flops(config: Config, points: int) -> int:
+def encoder_flops(config: ModelConfig, points: int) -> int:
     """Matrix products of one pass of the encoder over one plot: two operations for every
     multiplication.
     """
@@ -44,7 +45,7 @@ def encoder_flops(config: Config, points: int) -> int:
     return 2 * (each + gather + config.encoder_blocks * block)
 
 
-def refiner_flops(config: Config, points: int) -> int:
+def refiner_flops(config: ModelConfig, points: int) -> int:
     """Matrix products of one refiner step with its logits."""
     w, d, length, s, p = config.width, config.latent_dim, config.slots, config.seeds, points
     read = (
@@ -55,7 +56,7 @@ def refiner_flops(config: Config, points: int) -> int:
     return 2 * (read + slots + config.refiner_blocks * block) + stabiliser_flops(config)
 
 
-def stabiliser_flops(config: Config) -> int:
+def stabiliser_flops(config: ModelConfig) -> int:
     """Newton-Schulz on one thought: the Gram matrix, four small products a step, and the wide
     product at the end.
     """
@@ -68,7 +69,7 @@ def stabiliser_flops(config: Config) -> int:
     )
 
 
-def opening_flops(config: Config) -> int:
+def opening_flops(config: ModelConfig) -> int:
     """What a reader works out of a thought once, for all its readings: its look at every slot, the
     overview, and keys and finds where it looks back.
     """
@@ -77,7 +78,7 @@ def opening_flops(config: Config) -> int:
     return 2 * (plain + (length * (2 * d * w + w * w) if config.reader_heads else 0)) if w else 0
 
 
-def reading_flops(config: Config) -> int:
+def reading_flops(config: ModelConfig) -> int:
     """And for every reading: the head at every slot, and scores and finds where it looks back.
     Nothing without a reader.
     """
@@ -85,12 +86,12 @@ def reading_flops(config: Config) -> int:
     return 2 * length * (w * VOCABULARY_SIZE + (length * w + heads * length * w if heads else 0))
 
 
-def step_flops(config: Config, points: int) -> int:
+def step_flops(config: ModelConfig, points: int) -> int:
     """One refiner step, and one formula read off its thought."""
     return refiner_flops(config, points) + opening_flops(config) + reading_flops(config)
 
 
-def training_flops(config: Config, recipe: Recipe, points: int = POINTS) -> int:
+def training_flops(config: ModelConfig, recipe: TrainConfig, points: int = POINTS) -> int:
     """Matrix products of one example of one training step: forward once, backward twice, the seed
     thought's projection, and the own samples' reading.
 
@@ -136,7 +137,7 @@ def traced_flops(jaxpr: Any) -> int:
     return total
 
 
-def forward_agrees(config: Config, points: int = 24) -> tuple[int, int]:
+def forward_agrees(config: ModelConfig, points: int = 24) -> tuple[int, int]:
     """The formula's forward pass (encoder, one refiner step, one formula read) beside what one more
     plot adds to the traced program.
     """
@@ -167,7 +168,7 @@ def forward_agrees(config: Config, points: int = 24) -> tuple[int, int]:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Count, measure, project."""
     parser = harness.arguments(__doc__)
-    parser.add_argument("--batch", type=int, default=Recipe().batch)
+    parser.add_argument("--batch", type=int, default=TrainConfig().batch)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--bank", type=int, default=2000)
     options = parser.parse_args(arguments)
@@ -175,7 +176,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         options.batch, options.repeats, options.bank = 8, 2, 40
     began = time.perf_counter()
     config = harness.TINY if options.quick else harness.shipped()[2]
-    recipe = Recipe(batch=options.batch)
+    recipe = TrainConfig(batch=options.batch)
     bank = harness.training_bank(harness.folder(options, "flops"), options.bank)
     trainer = make_trainer(config, recipe, bank, harness.exclusions()[1])
     state = trainer.init()
@@ -231,10 +232,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         f"FLOPs per example: formula {formula:.4g}, traced {traced:.4g}, compiler {by_compiler:.4g}"
     )
     print(
-        f"step {step:.3f} s, {options.batch / step:.0f} examples/s, {100 * share:.0f} % of the {peak / 1e9:.0f} GFLOP/s of a matrix product here"
+        f"step {step:.3f} s, {options.batch / step:.0f} examples/s, {100 * share:.0f} % of the "
+        f"{peak / 1e9:.0f} GFLOP/s of a matrix product here"
     )
     print(
-        f"projection: 8 hours of an L40S in float32 at the same share are {examples[8]['float32']:.3g} examples"
+        f"projection: 8 hours of an L40S in float32 at the same share are "
+        f"{examples[8]['float32']:.3g} examples"
     )
     return harness.write("flops", options, report, began)
 

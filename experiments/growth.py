@@ -25,8 +25,9 @@ from flax import nnx
 from jax import Array
 
 from experiments import harness
-from refinemath.model import Config, Points, no_candidate
-from refinemath.train import Recipe, make_trainer
+from refinemath.fitting import Points, no_candidate
+from refinemath.model import ModelConfig
+from refinemath.training import TrainConfig, make_trainer
 
 BASE = {"thoughts": 8, "steps": 8, "points": 64, "slots": 16, "width": 64}
 SIZES: dict[str, tuple[int, ...]] = {
@@ -40,7 +41,7 @@ SIZES: dict[str, tuple[int, ...]] = {
 
 def measure(size: dict[str, int], repeats: int) -> dict[str, Any]:
     """Seconds and bytes of one program."""
-    config = Config(latent_dim=256, width=size["width"], slots=size["slots"])
+    config = ModelConfig(latent_dim=256, width=size["width"], slots=size["slots"])
     params, graph = harness.parts_of(config)
     x = jnp.broadcast_to(jnp.linspace(-2, 2, size["points"]), (size["thoughts"], 1, size["points"]))
     points = Points(x, jnp.sin(3 * x[:, 0]), jnp.ones((size["thoughts"], size["points"]), bool))
@@ -96,8 +97,8 @@ def exponent(
 
 def throughput(options: argparse.Namespace) -> dict[str, Any]:
     """Examples a second of the training step on all devices this process sees, and its loss."""
-    recipe = Recipe(batch=options.batch)
-    config = Config(latent_dim=options.latent_dim, width=options.width)
+    recipe = TrainConfig(batch=options.batch)
+    config = ModelConfig(latent_dim=options.latent_dim, width=options.width)
     trainer = make_trainer(
         config, recipe, harness.training_bank(options.work, options.bank), harness.exclusions()[1]
     )
@@ -120,7 +121,9 @@ def throughput(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def child(options: argparse.Namespace) -> None:
-    """`devices:4`, or `process:0:12345` (number, port) of two; prints its record as the last line."""
+    """`devices:4`, or `process:0:12345` (number, port) of two; prints its record as the last
+    line.
+    """
     kind, number, *port = options.only.split(":")
     if kind == "process":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -206,7 +209,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
         }
         e = exponents[label]["seconds"]
         print(
-            f"time grows as {label}^{e['value']:.2f} [{e['low']:.2f}, {e['high']:.2f}], memory as {label}^{exponents[label]['bytes']:.2f}",
+            f"time grows as {label}^{e['value']:.2f} [{e['low']:.2f}, {e['high']:.2f}], memory as "
+            f"{label}^{exponents[label]['bytes']:.2f}",
             flush=True,
         )
     if options.devices:
@@ -214,7 +218,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     devices = [finish(start_child(options, f"devices:{n}", n)) for n in options.devices]
     for d in devices:
         print(
-            f"{d['devices']} device(s): {d['examples_per_second']:.0f} examples/s, loss {d['last_loss']:.5f}",
+            f"{d['devices']} device(s): {d['examples_per_second']:.0f} examples/s, loss "
+            f"{d['last_loss']:.5f}",
             flush=True,
         )
     processes: list[dict[str, Any]] = []
@@ -223,7 +228,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
         both = [start_child(options, f"process:{i}:{port}", 1) for i in range(2)]
         processes = [finish(p) for p in both]
         print(
-            f"two processes: {processes[0]['examples_per_second']:.0f} examples/s, loss {processes[0]['last_loss']:.5f}"
+            f"two processes: {processes[0]['examples_per_second']:.0f} examples/s, loss "
+            f"{processes[0]['last_loss']:.5f}"
         )
     report = {
         "base": base,

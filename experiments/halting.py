@@ -19,17 +19,20 @@ import numpy as np
 from scipy.stats import rankdata, spearmanr
 
 from experiments import harness
-from refinemath import Budget, RefineMath
-from refinemath.evaluate import heldout_problems, suite_problems
-from refinemath.search import think
-from refinemath.solve import prepare, short_skeletons
+from refinemath import RefineMath, SearchConfig
+from refinemath.evaluation import heldout_problems, suite_problems
+from refinemath.loop import search
+from refinemath.problem import prepare
+from refinemath.proposers.library import short_skeletons
 
 SOLVED = 1e-9  # FVU in float32 of the best formula so far that counts as solved in the replay
 KEPT = 0.95  # share of the solved problems that a rule must keep
 
 
 def auc(score: np.ndarray, good: np.ndarray) -> float:
-    """Chance that a good case scores above a bad one, ties half (Mann-Whitney); NaN without both."""
+    """Chance that a good case scores above a bad one, ties half (Mann-Whitney); NaN without
+    both.
+    """
     good = np.asarray(good, bool)
     positives, negatives = good.sum(), (~good).sum()
     if positives == 0 or negatives == 0:
@@ -88,7 +91,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--steps", type=int, default=32)
     options = parser.parse_args(arguments)
     began = time.perf_counter()
-    budget = replace(Budget(), patience=0)
+    budget = replace(SearchConfig(), patience=0)
     if options.quick:
         options.every, options.steps = 60, 6
         budget = harness.QUICK
@@ -125,7 +128,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     velocity, fvu = [], []
     for problem in problems:
         points = prepare(problem.x[:, None], problem.y).points
-        outcome = think(
+        outcome = search(
             params,
             graph,
             points,
@@ -211,11 +214,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "iterations against length, rank correlation",
     ):
         print(
-            f"{name}: {report[name]['value']:.2f} [{report[name]['low']:.2f}, {report[name]['high']:.2f}]"
+            f"{name}: {report[name]['value']:.2f} [{report[name]['low']:.2f}, "
+            f"{report[name]['high']:.2f}]"
         )
     for name, row in report["replay"].items():
         print(
-            f"{name:22s} {row['steps']:5.1f} steps, solved {row['solved']:.2f}, saved {row['saved']:.0%}"
+            f"{name:22s} {row['steps']:5.1f} steps, solved {row['solved']:.2f}, saved "
+            f"{row['saved']:.0%}"
         )
     return harness.write("halting", options, report, began)
 

@@ -28,22 +28,24 @@ import numpy as np
 import optax
 from flax import nnx
 
-from refinemath import Budget, RefineMath, Result, checkpoint
-from refinemath.data import Bank, Examples, make_bank
-from refinemath.evaluate import Problem, environment, recovered, warm_up
-from refinemath.heldout import training_exclusions
-from refinemath.language import END
-from refinemath.model import Config, Model, Points
-from refinemath.solve import prepare
-from refinemath.train import Recipe, make_optimizer, make_trainer, train
+from refinemath import RefineMath, Result, SearchConfig, weights
+from refinemath.corpus.build import build_table
+from refinemath.corpus.exclusions import training_exclusions
+from refinemath.evaluation import Problem, environment, recovered, warm_up
+from refinemath.examples import Examples, SkeletonTable
+from refinemath.expression import END
+from refinemath.fitting import Points
+from refinemath.model import Model, ModelConfig
+from refinemath.problem import prepare
+from refinemath.training import TrainConfig, make_optimizer, make_trainer, train
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "data"
 RESULTS = ROOT / "results"
-TINY = Config(
+TINY = ModelConfig(
     latent_dim=64, width=16, heads=2, seeds=4, encoder_blocks=1, refiner_blocks=1
 )  # the model of the quick modes
-QUICK = Budget(
+QUICK = SearchConfig(
     thoughts=2, samples=16, edits=64, fits=2, fit_steps=1, keep=32, search_steps=2, patience=0
 )  # and their search
 
@@ -94,7 +96,9 @@ def folder(options: argparse.Namespace, name: str) -> Path:
 def write(
     name: str, options: argparse.Namespace, report: dict[str, Any], began: float
 ) -> dict[str, Any]:
-    """Add command, commit, versions, hardware, options and time to a report, and write it as JSON."""
+    """Add command, commit, versions, hardware, options and time to a report, and write it as
+    JSON.
+    """
     typed = (
         shlex.join(sys.argv[1:])
         if Path(sys.argv[0]).stem == name
@@ -264,7 +268,7 @@ def save_task(work: Path, task: str, record: Any) -> None:
     """Write the record of a task in one step."""
     path = task_path(work, task)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with checkpoint.in_one_step(path) as file:
+    with weights.in_one_step(path) as file:
         file.write((json.dumps(rounded(record), indent=1) + "\n").encode())
 
 
@@ -285,7 +289,7 @@ def keep_compiled(folder: Path) -> None:
 def fit(
     loss: Callable[[Any, jax.Array], jax.Array],
     params: Any,
-    recipe: Recipe,
+    recipe: TrainConfig,
     *,
     seconds: float,
     steps: int | None = None,
@@ -296,7 +300,7 @@ def fit(
 
     The cost of a step is measured first and the number of steps follows, so the learning rate falls
     to zero at the end; `steps` in the log repeats the run exactly.  For other losses than
-    `train.loss_fn`, whose trainer this follows.
+    `training.loss_fn`, whose trainer this follows.
     """
     optimizer = make_optimizer(replace(recipe, steps=2**30, decay=0.0), params)
     root = jax.random.key(recipe.seed)
@@ -335,7 +339,7 @@ def fit(
 
 def cross_entropy(logits: jax.Array, e: Examples) -> jax.Array:
     """Mean over a batch of the cross-entropy of the true tokens, the slots behind the formula at a
-    tenth, as in `train.loss_fn`.
+    tenth, as in `training.loss_fn`.
     """
     length = jnp.sum(e.tokens != END, axis=1, keepdims=True)
     weight = jnp.where(jnp.arange(e.tokens.shape[1])[None] <= length, 1.0, 0.1) * e.weight[:, None]
@@ -356,18 +360,18 @@ def exclusions(variables: int = 1) -> tuple[np.ndarray, jax.Array]:
 _exclusions = functools.cache(training_exclusions)
 
 
-def training_bank(folder: Path, per_length: int, seed: int = 0) -> Bank:
+def training_bank(folder: Path, per_length: int, seed: int = 0) -> SkeletonTable:
     """The training formulas, without anything held out; made once and kept in the folder."""
     path = folder / f"bank-{per_length}-{seed}.npz"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         words, _ = exclusions()
         small = {"chunk": 1024, "patience": 2} if per_length <= 100 else {}
-        bank = make_bank(per_length, seed=seed, excluded=words, **small)
-        with checkpoint.in_one_step(path) as file:
+        bank = build_table(per_length, seed=seed, excluded=words, **small)
+        with weights.in_one_step(path) as file:
             np.savez(file, tokens=bank.tokens, start=bank.start)
     with np.load(path, allow_pickle=False) as file:
-        return Bank(jnp.asarray(file["tokens"]), jnp.asarray(file["start"]))
+        return SkeletonTable(jnp.asarray(file["tokens"]), jnp.asarray(file["start"]))
 
 
 def answers(
@@ -446,13 +450,13 @@ def compared(right: dict[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
-def parts_of(config: Config, kind: type[nnx.Module] = Model, seed: int = 0) -> tuple[Any, Any]:
+def parts_of(config: ModelConfig, kind: type[nnx.Module] = Model, seed: int = 0) -> tuple[Any, Any]:
     """Random parameters and graph of a model, or of a class that stands in for it."""
     graph, params = nnx.split(kind(config, rngs=nnx.Rngs(seed)))
     return params, graph
 
 
-def shipped(width: int = 512) -> tuple[Any, Any, Config]:
+def shipped(width: int = 512) -> tuple[Any, Any, ModelConfig]:
     """Parameters, graph and configuration of the weights in the package."""
     return RefineMath(width)._parameters()
 
@@ -463,7 +467,9 @@ def parameter_count(params: Any) -> int:
 
 
 def stack(problems: Sequence[Problem]) -> Points:
-    """The points of several problems as one batch, as the network sees them, padded to the longest."""
+    """The points of several problems as one batch, as the network sees them, padded to the
+    longest.
+    """
     ready = [prepare(p.x[:, None], p.y).points for p in problems]
     most = max(r.y.shape[1] for r in ready)
     return Points(
@@ -477,21 +483,21 @@ def stack(problems: Sequence[Problem]) -> Points:
 
 
 def train_seconds(
-    config: Config,
-    recipe: Recipe,
+    config: ModelConfig,
+    recipe: TrainConfig,
     where: Path,
-    bank: Bank,
+    bank: SkeletonTable,
     seconds: float,
     *,
     model: Any = Model,
     steps: int | None = None,
 ) -> dict[str, Any]:
-    """Train with `train.train`, `model` in the place of `model.Model`, for so many CPU seconds;
+    """Train with `training.train`, `model` in the place of `model.Model`, for so many CPU seconds;
     `steps` skips the measurement of what a step costs.
     """
     with (
-        mock.patch("refinemath.train.Model", model),
-        mock.patch("refinemath.train.training_exclusions", exclusions),
+        mock.patch("refinemath.training.Model", model),
+        mock.patch("refinemath.training.training_exclusions", exclusions),
     ):
         if steps is None:
             shutil.rmtree(
@@ -522,10 +528,10 @@ def train_seconds(
 
 
 def load_parts(
-    path: Path, config: Config, kind: type[nnx.Module] = Model
-) -> tuple[Any, Any, Config]:
+    path: Path, config: ModelConfig, kind: type[nnx.Module] = Model
+) -> tuple[Any, Any, ModelConfig]:
     """Parameters, graph and configuration from a weights file, for a class that stands in for the
     model.
     """
     graph, template = nnx.split(nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0))))
-    return checkpoint.load(path, template)[0], graph, config
+    return weights.load(path, template)[0], graph, config

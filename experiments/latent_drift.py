@@ -32,22 +32,12 @@ from jaxtyping import Float
 
 from experiments import harness
 from refinemath import grammar
-from refinemath.data import Bank, draw_examples, length_weights
-from refinemath.evaluate import environment, heldout_problems
-from refinemath.fit import levenberg_marquardt
-from refinemath.language import TOKEN_VALUE
-from refinemath.model import (
-    ANCHOR,
-    STABILISERS,
-    Config,
-    Encoded,
-    Model,
-    Points,
-    choose,
-    execute,
-    no_candidate,
-)
-from refinemath.train import Recipe
+from refinemath.evaluation import environment, heldout_problems
+from refinemath.examples import SkeletonTable, draw_examples, length_weights
+from refinemath.expression import TOKEN_VALUE
+from refinemath.fitting import Points, execute, levenberg_marquardt, no_candidate, tree_where
+from refinemath.model import ANCHOR, STABILISERS, Encoded, Model, ModelConfig
+from refinemath.training import TrainConfig
 
 KINDS = (*STABILISERS, "gram")
 CONDITIONS = {
@@ -77,7 +67,12 @@ def gram_penalty(z: Float[Array, "batch slots dim"]) -> Array:
 
 
 def loss_of(
-    graph: Any, bank: Bank, probes: Array, recipe: Recipe, injected: bool, penalty: float
+    graph: Any,
+    bank: SkeletonTable,
+    probes: Array,
+    recipe: TrainConfig,
+    injected: bool,
+    penalty: float,
 ) -> Any:
     """Cross-entropy after each of `unroll` steps from the seed thought, without candidates; the
     gradient goes through all of them.
@@ -150,7 +145,7 @@ def watch(
         if feedback:
             tokens = grammar.best(logits)
             own = execute(tokens, jnp.asarray(TOKEN_VALUE)[tokens], points)
-            candidate = choose(own.fvu < candidate.fvu, own, candidate)
+            candidate = tree_where(own.fvu < candidate.fvu, own, candidate)
         slots = z.shape[1]
         out = {
             "velocity": jnp.linalg.norm(new - z, axis=(1, 2)) / jnp.linalg.norm(z, axis=(1, 2)),
@@ -196,7 +191,7 @@ def measure(
     params: Any,
     graph: Any,
     options: argparse.Namespace,
-    bank: Bank,
+    bank: SkeletonTable,
     *,
     injected: bool,
     feedback: bool,
@@ -270,10 +265,10 @@ def one_case(options: argparse.Namespace, kind: str, condition: str, seed: int) 
     base = (
         harness.TINY
         if options.quick
-        else Config(latent_dim=options.latent_dim, width=options.width)
+        else ModelConfig(latent_dim=options.latent_dim, width=options.width)
     )
     config = replace(base, stabiliser="rms" if kind == "gram" else kind)
-    recipe = Recipe(
+    recipe = TrainConfig(
         batch=options.batch, warmup=1 if options.quick else 200, unroll=options.unroll, seed=seed
     )
     bank = harness.training_bank(options.work, options.bank)
@@ -415,7 +410,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
         label = f"{case['stabiliser']:5s} {CONDITIONS[case['condition']]}, {who}"
         end = ", ".join(f"{name} {value:.2g}" for name, value in last.items())
         print(
-            f"{label}: recovered {recovered}; loss {losses}; at {case['steps'][-1]} steps {end}; {case['ms']:.1f} ms"
+            f"{label}: recovered {recovered}; loss {losses}; at {case['steps'][-1]} steps {end}; "
+            f"{case['ms']:.1f} ms"
         )
     trained = [c for c in cases if "trained_with" not in c]
     return harness.write("latent_drift", options, {"table": table(trained), "cases": cases}, began)

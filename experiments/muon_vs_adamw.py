@@ -17,19 +17,19 @@ import jax
 import numpy as np
 
 from experiments import harness
-from refinemath.evaluate import environment
-from refinemath.model import Config
-from refinemath.train import Recipe, make_optimizer, make_trainer
+from refinemath.evaluation import environment
+from refinemath.model import ModelConfig
+from refinemath.training import TrainConfig, make_optimizer, make_trainer
 
 OPTIMIZERS = ("muon", "adamw")
 
 
-def config_of(options: argparse.Namespace) -> Config:
+def config_of(options: argparse.Namespace) -> ModelConfig:
     """The model of a run."""
     return (
         harness.TINY
         if options.quick
-        else Config(latent_dim=options.latent_dim, width=options.width)
+        else ModelConfig(latent_dim=options.latent_dim, width=options.width)
     )
 
 
@@ -37,7 +37,7 @@ def calibrate(options: argparse.Namespace, batch: int, rounds: int = 8) -> dict[
     """CPU seconds of a training step with each optimizer, in turns."""
     bank, probes = harness.training_bank(options.work, options.bank), harness.exclusions()[1]
     trainers = {
-        o: make_trainer(config_of(options), Recipe(batch=batch, optimizer=o), bank, probes)
+        o: make_trainer(config_of(options), TrainConfig(batch=batch, optimizer=o), bank, probes)
         for o in OPTIMIZERS
     }
     states = {o: trainers[o].step(trainers[o].init())[0] for o in OPTIMIZERS}
@@ -55,7 +55,7 @@ def one_run(
     options: argparse.Namespace, optimizer: str, rate: float, batch: int, seed: int, steps: int
 ) -> dict[str, Any]:
     """Train once; the loss after so many steps and CPU seconds."""
-    recipe = Recipe(
+    recipe = TrainConfig(
         steps=steps,
         batch=batch,
         optimizer=optimizer,
@@ -82,12 +82,12 @@ def one_run(
     }
 
 
-def update_cost(config: Config, repeats: int) -> dict[str, Any]:
+def update_cost(config: ModelConfig, repeats: int) -> dict[str, Any]:
     """Milliseconds of the update alone, from gradients to new parameters."""
     params, _ = harness.parts_of(config)
     out: dict[str, Any] = {"parameters": harness.parameter_count(params)}
     for name in OPTIMIZERS:
-        optimizer = make_optimizer(Recipe(optimizer=name), params)
+        optimizer = make_optimizer(TrainConfig(optimizer=name), params)
         moments, update = optimizer.init(params), jax.jit(optimizer.update)
         jax.block_until_ready(update(params, moments, params))
         seconds = harness.times(functools.partial(update, params, moments, params), repeats=repeats)
@@ -239,7 +239,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
             for o in OPTIMIZERS
         )
         print(
-            f"batch {row['batch']}: {each}, difference {d['value']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]"
+            f"batch {row['batch']}: {each}, difference {d['value']:+.4f} [{d['low']:+.4f}, "
+            f"{d['high']:+.4f}]"
         )
     return harness.write(
         "muon_vs_adamw",

@@ -28,14 +28,15 @@ from jax import Array
 from experiments import harness
 from experiments.baselines import BlindModel, PlainModel, Variant, absent
 from experiments.latent_drift import explained
-from refinemath import Budget, RefineMath, grammar
-from refinemath.data import Bank, Examples, draw_examples, length_weights
-from refinemath.evaluate import environment, heldout_problems, null_model
-from refinemath.language import ARITY, END, TOKEN_VALUE, is_constant
-from refinemath.model import Config, Model, Points, execute, no_candidate
-from refinemath.train import Recipe
+from refinemath import RefineMath, SearchConfig, grammar
+from refinemath.evaluation import environment, heldout_problems, null_model
+from refinemath.examples import Examples, SkeletonTable, draw_examples, length_weights
+from refinemath.expression import ARITY, END, TOKEN_VALUE, is_constant
+from refinemath.fitting import Points, execute, no_candidate
+from refinemath.model import Model, ModelConfig
+from refinemath.training import TrainConfig
 
-LOOP = replace(Budget(), edits=0, patience=0)
+LOOP = replace(SearchConfig(), edits=0, patience=0)
 PARTS = ("decoding", "nats", "thoughts", "steps", "small")
 HOLDS = {part: (part,) for part in PARTS} | {
     "nats": ("prior_nats", "shipped_nats"),
@@ -183,7 +184,8 @@ def sweep(options: argparse.Namespace, what: str) -> list[dict[str, Any]]:
             )
             r = rows[-1]["recovered"]
             print(
-                f"{what} {n:3d} {name:5s} recovered {r['value']:.3f} [{r['low']:.3f}, {r['high']:.3f}], {rows[-1]['seconds']['value']:.2f} s",
+                f"{what} {n:3d} {name:5s} recovered {r['value']:.3f} [{r['low']:.3f}, "
+                f"{r['high']:.3f}], {rows[-1]['seconds']['value']:.2f} s",
                 flush=True,
             )
     return rows
@@ -230,7 +232,7 @@ def nats(params: Any, graph: Any, e: Examples, key: Array, noise: float = 0.3) -
     )
 
 
-def prior_nats(bank: Bank, e: Examples) -> np.ndarray:
+def prior_nats(bank: SkeletonTable, e: Examples) -> np.ndarray:
     """What the same formulas cost a blind draw from the bank that they come from; constants at the
     frequency that they have in these examples.
     """
@@ -242,7 +244,7 @@ def prior_nats(bank: Bank, e: Examples) -> np.ndarray:
     return np.asarray(numbers - np.log(weight[length] / weight.sum() / formulas[length]))
 
 
-def fresh_examples(options: argparse.Namespace, bank: Bank) -> Examples:
+def fresh_examples(options: argparse.Namespace, bank: SkeletonTable) -> Examples:
     """Plots of formulas of the bank, those that could be drawn."""
     e = draw_examples(jax.random.key(10_000), bank, options.fresh, weights=length_weights(bank))
     return jax.tree.map(lambda a: a[np.asarray(e.weight) > 0], e)
@@ -253,14 +255,14 @@ def small_run(options: argparse.Namespace, kind: str, share: int, seed: int) -> 
     with the loop alone.
     """
     reads = kind in ("reader", "looks_back")
-    config = Config(
+    config = ModelConfig(
         latent_dim=options.latent_dim,
         width=options.width,
         reader=options.width * reads,
         reader_heads=4 if kind == "looks_back" else 0,
     )
     model_class = MODELS.get(kind, Model)
-    recipe = Recipe(batch=options.batch, seed=seed, **RECIPES.get(kind, {}))
+    recipe = TrainConfig(batch=options.batch, seed=seed, **RECIPES.get(kind, {}))
     where = options.work / f"{kind}-{share}-{seed}"
     bank = harness.training_bank(options.work, options.bank)
     log = harness.train_seconds(
@@ -425,7 +427,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
                 nats(*harness.shipped()[:2], fresh, jax.random.key(10_001))
             )
             print(
-                f"fresh truths cost the shipped model {report['shipped_nats']['value']:.2f} nats, a blind draw {report['prior_nats']['value']:.2f}"
+                f"fresh truths cost the shipped model {report['shipped_nats']['value']:.2f} nats, "
+                f"a blind draw {report['prior_nats']['value']:.2f}"
             )
         else:
             work = decoding if part == "decoding" else functools.partial(sweep, what=part)
@@ -435,13 +438,15 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     for name, row in report.get("decoding", {}).items():
         e = row["fvu_of_the_best_thought"]
         print(
-            f"{name:16s} legal {row['legal']:.2f}, FVU {e['value']:.2f} [{e['low']:.2f}, {e['high']:.2f}], {row['ms']:.2f} ms"
+            f"{name:16s} legal {row['legal']:.2f}, FVU {e['value']:.2f} [{e['low']:.2f}, "
+            f"{e['high']:.2f}], {row['ms']:.2f} ms"
         )
     for what in COMPARED:
         if what in report:
             d, n = report[what]["recovered_difference"], report[what]["nats_difference"]
             print(
-                f"{what}: recovered {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}], nats {n['value']:+.2f} [{n['low']:+.2f}, {n['high']:+.2f}]"
+                f"{what}: recovered {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}], nats "
+                f"{n['value']:+.2f} [{n['low']:+.2f}, {n['high']:+.2f}]"
             )
     return harness.write("ours", options, report, began)
 

@@ -22,16 +22,17 @@ from flax import nnx
 
 from experiments import harness
 from experiments.flops import training_flops
-from refinemath import Budget, RefineMath
-from refinemath.data import draw_examples, length_weights
-from refinemath.evaluate import heldout_problems
-from refinemath.model import Points
-from refinemath.search import think
-from refinemath.solve import choose_solution, fit_double, prepare, short_skeletons
-from refinemath.train import (
-    Recipe,
+from refinemath import RefineMath, SearchConfig, loop
+from refinemath.answer.choose import choose_solution, refit_pool
+from refinemath.evaluation import heldout_problems
+from refinemath.examples import draw_examples, length_weights
+from refinemath.fitting import Points
+from refinemath.problem import prepare
+from refinemath.proposers.library import short_skeletons
+from refinemath.training import (
+    TrainConfig,
     best_own_sample,
-    fresh_thoughts,
+    fresh_batch,
     loss_fn,
     make_optimizer,
     make_trainer,
@@ -46,7 +47,7 @@ model = refinemath.RefineMath(); model.solve("data/physics_data.npy", time_budge
 def training(options: Any) -> dict[str, Any]:
     """Seconds of the whole step and of its parts."""
     config = harness.TINY if options.quick else harness.shipped()[2]
-    recipe = Recipe(batch=options.batch)
+    recipe = TrainConfig(batch=options.batch)
     bank = harness.training_bank(harness.folder(options, "profile"), options.bank)
     probes, weights, key = (
         harness.exclusions()[1],
@@ -65,7 +66,7 @@ def training(options: Any) -> dict[str, Any]:
 
     draw = jax.jit(lambda k: draw_examples(k, bank, recipe.batch, weights=weights, probes=probes))
     fresh = jax.jit(
-        lambda p, k: fresh_thoughts(k, nnx.merge(graph, p), bank, recipe, weights, probes, config)
+        lambda p, k: fresh_batch(k, nnx.merge(graph, p), bank, recipe, weights, probes, config)
     )
     thoughts = fresh(params, key)
 
@@ -127,7 +128,7 @@ def solving(options: Any) -> dict[str, Any]:
     """Seconds of the phases of one search, the median over some held-out problems, and what the
     search spends on what.
     """
-    budget = harness.QUICK if options.quick else Budget()
+    budget = harness.QUICK if options.quick else SearchConfig()
     params, graph, config = harness.shipped()
     problems = heldout_problems(
         harness.DATA / "heldout.csv", every=100 if options.quick else options.every
@@ -138,10 +139,10 @@ def solving(options: Any) -> dict[str, Any]:
     )
     nothing = jnp.zeros((0, config.slots), jnp.uint8)
 
-    def search(budget: Budget, problem: Any, start: Any = start) -> Any:
+    def searched(budget: SearchConfig, problem: Any, start: Any = start) -> Any:
         points = prepare(problem.x[:, None], problem.y).points
         return jax.block_until_ready(
-            think(
+            loop.search(
                 params,
                 graph,
                 points,
@@ -156,15 +157,15 @@ def solving(options: Any) -> dict[str, Any]:
     phases: dict[str, list[float]] = {
         name: [] for name in ("prepare", "think", "fit in float64", "choose and snap")
     }
-    search(budget, problems[0])
+    searched(budget, problems[0])
     steps = []
     for problem in problems:
         a = time.perf_counter()
         prepared = prepare(problem.x[:, None], problem.y)
         b = time.perf_counter()
-        outcome = search(budget, problem)
+        outcome = searched(budget, problem)
         c = time.perf_counter()
-        front = fit_double(outcome, prepared)
+        front = refit_pool(outcome, prepared)
         d = time.perf_counter()
         choose_solution(front, prepared)
         for name, value in zip(phases, (b - a, c - b, d - c, time.perf_counter() - d), strict=True):
@@ -185,7 +186,7 @@ def solving(options: Any) -> dict[str, Any]:
             "no network": (replace(full, network=False), start),
         }
         seconds = in_turns(
-            {name: lambda b=b, s=s: search(b, problems[-1], s) for name, (b, s) in parts.items()},
+            {name: lambda b=b, s=s: searched(b, problems[-1], s) for name, (b, s) in parts.items()},
             options.repeats,
         )  # type: ignore[misc]
         report["left out"] = {name: harness.interval(s, np.median) for name, s in seconds.items()}
@@ -232,7 +233,7 @@ def first_answer(repeats: int) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Profile both, and a fresh process."""
     parser = harness.arguments(__doc__)
-    parser.add_argument("--batch", type=int, default=Recipe().batch)
+    parser.add_argument("--batch", type=int, default=TrainConfig().batch)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--bank", type=int, default=2000)
     parser.add_argument("--every", type=int, default=15)
@@ -247,7 +248,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         print(f"{name:40s} {1000 * value['value']:9.1f} ms")
     t = report["training"]
     print(
-        f"training: {100 * t['share_of_matmul_peak']:.0f} % of the matrix-product peak, data {100 * t['share_of_data']:.1f} %"
+        f"training: {100 * t['share_of_matmul_peak']:.0f} % of the matrix-product peak, data "
+        f"{100 * t['share_of_data']:.1f} %"
     )
     for name, value in report["solve"]["phases"].items():
         print(f"{name:40s} {1000 * value['value']:9.1f} ms")

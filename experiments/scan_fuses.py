@@ -23,8 +23,8 @@ from flax import nnx
 from jax import Array
 
 from experiments import harness
-from refinemath.evaluate import heldout_problems
-from refinemath.model import no_candidate
+from refinemath.evaluation import heldout_problems
+from refinemath.fitting import no_candidate
 
 FREE = {
     "parameter",
@@ -206,7 +206,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                 )
                 row["kernels_run"] = launched
                 print(
-                    f"{n:4d} {row['way']:12s} compile {row['compile_seconds']:6.2f} s, run {1000 * row['seconds']['value']:8.2f} ms, "
+                    f"{n:4d} {row['way']:12s} compile {row['compile_seconds']:6.2f} s, run "
+                    f"{1000 * row['seconds']['value']:8.2f} ms, "
                     f"{row['bytes'] / 1e6:7.2f} MB, {launched} kernels",
                     flush=True,
                 )

@@ -19,28 +19,30 @@ import jax
 import numpy as np
 
 from experiments import harness
-from refinemath import Budget, RefineMath
-from refinemath.evaluate import environment, heldout_problems
-from refinemath.model import STABILISERS, Config
-from refinemath.train import Recipe, make_trainer
+from refinemath import RefineMath, SearchConfig
+from refinemath.evaluation import environment, heldout_problems
+from refinemath.model import STABILISERS, ModelConfig
+from refinemath.training import TrainConfig, make_trainer
 
 LOOP = replace(
-    Budget(), edits=0, patience=0
+    SearchConfig(), edits=0, patience=0
 )  # what the network finds, with as little help as possible
 
 
-def model_config(options: argparse.Namespace, kind: str) -> Config:
+def model_config(options: argparse.Namespace, kind: str) -> ModelConfig:
     """The model of a run."""
     return (
         replace(harness.TINY, stabiliser=kind)
         if options.quick
-        else Config(latent_dim=options.latent_dim, width=options.width, stabiliser=kind)
+        else ModelConfig(latent_dim=options.latent_dim, width=options.width, stabiliser=kind)
     )
 
 
-def model_recipe(options: argparse.Namespace, seed: int, steps: int) -> Recipe:
+def model_recipe(options: argparse.Namespace, seed: int, steps: int) -> TrainConfig:
     """The training of a run."""
-    return Recipe(steps=steps, batch=options.batch, warmup=max(1, min(200, steps // 10)), seed=seed)
+    return TrainConfig(
+        steps=steps, batch=options.batch, warmup=max(1, min(200, steps // 10)), seed=seed
+    )
 
 
 def calibrate(options: argparse.Namespace, rounds: int = 8) -> dict[str, Any]:
@@ -220,7 +222,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
         r, d = row["recovered"], row["over_rms"]
         against = f"; over rms {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]" if d else ""
         print(
-            f"{row['stabiliser']:6s} recovered {r['value']:.3f} [{r['low']:.3f}, {r['high']:.3f}], settled {row['converged']['value']:.2f}{against}"
+            f"{row['stabiliser']:6s} recovered {r['value']:.3f} [{r['low']:.3f}, "
+            f"{r['high']:.3f}], settled {row['converged']['value']:.2f}{against}"
         )
     return harness.write(
         "stabiliser", options, {"step_cpu_seconds": cost, "table": rows, "runs": runs}, began

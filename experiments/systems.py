@@ -33,8 +33,8 @@ from experiments.baselines import (
     token_loss,
 )
 from experiments.latent_drift import watch
-from refinemath import Budget, Formula, FormulaError, RefineMath, checkpoint
-from refinemath.evaluate import (
+from refinemath import Formula, FormulaError, RefineMath, SearchConfig, weights
+from refinemath.evaluation import (
     Problem,
     environment,
     heldout_problems,
@@ -42,8 +42,8 @@ from refinemath.evaluate import (
     recovered,
     suite_problems,
 )
-from refinemath.model import Config, Model
-from refinemath.train import Recipe
+from refinemath.model import Model, ModelConfig
+from refinemath.training import TrainConfig
 
 TRAINED: dict[str, Any] = {"own": Model, "trm": TRM, "tokens": Tokens}
 SYSTEMS = ("refinemath", "own", "trm", "tokens", "null", "blind", "operon", "gplearn")
@@ -100,12 +100,12 @@ def symbolic(problem: Problem, found: Formula, seconds: int = 5) -> str:
 # ---------------------------------------------------------------- training
 
 
-def sizes(options: argparse.Namespace) -> dict[str, Config]:
+def sizes(options: argparse.Namespace) -> dict[str, ModelConfig]:
     """Configurations of the three networks trained here, of equal parameter count."""
     own = (
         harness.TINY
         if options.quick
-        else Config(latent_dim=options.latent_dim, width=options.width)
+        else ModelConfig(latent_dim=options.latent_dim, width=options.width)
     )
     target = harness.parameter_count(harness.parts_of(own)[0])
     return {
@@ -120,7 +120,7 @@ def train_one(options: argparse.Namespace, name: str, seed: int) -> dict[str, An
     config = sizes(options)[name]
     bank = harness.training_bank(options.work, options.bank)
     folder = options.work / f"{name}-{seed}"
-    recipe = Recipe(batch=options.batch, seed=seed, warmup=1 if options.quick else 200)
+    recipe = TrainConfig(batch=options.batch, seed=seed, warmup=1 if options.quick else 200)
     steps = 3 if options.quick else None
     if name == "tokens":
         recipe = replace(recipe, optimizer="adamw", learning_rate=options.rate)
@@ -128,7 +128,7 @@ def train_one(options: argparse.Namespace, name: str, seed: int) -> dict[str, An
         loss = token_loss(graph, bank, harness.exclusions()[1], recipe)
         params, log = harness.fit(loss, params, recipe, seconds=options.seconds, steps=steps)
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(folder / "weights.npz", params, {}, dtype=np.float16)
+        weights.save(folder / "weights.npz", params, {}, dtype=np.float16)
         log["examples"] = log["steps"] * recipe.batch
     else:
         if (
@@ -161,7 +161,7 @@ def train_one(options: argparse.Namespace, name: str, seed: int) -> dict[str, An
 
 def solver(options: argparse.Namespace, system: str, seed: int) -> RefineMath:
     """A system as an object that solves."""
-    budget = harness.QUICK if options.quick else Budget()
+    budget = harness.QUICK if options.quick else SearchConfig()
     shipped = RefineMath(budget=budget)
     if system == "refinemath":
         return shipped
@@ -391,7 +391,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     for row in rows:
         r = row["recovered"]
         print(
-            f"{row['system']:10s} {row['part']:8s} {r['value']:.3f} [{r['low']:.3f}, {r['high']:.3f}] in {row['seconds_median']:.2f} s, symbolic "
+            f"{row['system']:10s} {row['part']:8s} {r['value']:.3f} [{r['low']:.3f}, "
+            f"{r['high']:.3f}] in {row['seconds_median']:.2f} s, symbolic "
             f"{row['symbolic']['value']:.3f}, length {row['length_median']:.0f}"
         )
     report = {

@@ -94,7 +94,8 @@ def clock(record: dict[str, Any]) -> str:
         fresh[name]["value"] for name in ("first formula on a machine", "first formula later")
     ]
     return (
-        f"On two CPU cores the first formula stood after {seconds[0]:.1f} s, {seconds[1]:.1f} s in later processes, Python's imports included; from then on "
+        f"On two CPU cores the first formula stood after {seconds[0]:.1f} s, {seconds[1]:.1f} s "
+        "in later processes, Python's imports included; from then on "
         f"the median answer to clean data took {warm['value']:.1f} s (`results/profile.json`)."
     )
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from experiments import harness
-from refinemath import Budget, RefineMath
-from refinemath.evaluate import heldout_problems, suite_problems
-from refinemath.heldout import make_heldout
+from experiments.lists import make_heldout
+from refinemath import RefineMath, SearchConfig
+from refinemath.evaluation import heldout_problems, suite_problems
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--time-budget", type=float, default=8.0, help="seconds a problem")
     options = parser.parse_args(arguments)
     began = time.perf_counter()
-    budget = Budget()
+    budget = SearchConfig()
     if options.quick:
         budget, options.per_length, options.shortest = harness.QUICK, 1, 12
     work = harness.folder(options, "undo")
@@ -66,7 +66,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     }
     for side, row in report["recovered"].items():
         print(
-            f"{side:8s} {row['value']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of {row['n']}, median {report['median seconds'][side]:.1f} s"
+            f"{side:8s} {row['value']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of {row['n']}, "
+            f"median {report['median seconds'][side]:.1f} s"
         )
     print(f"won {report['won']}, lost {report['lost']}")
     return harness.write("undo", options, report, began)

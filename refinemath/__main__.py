@@ -8,10 +8,10 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from refinemath.evaluate import PARTS, SYSTEMS, evaluate
-from refinemath.model import STABILISERS, Config
-from refinemath.solve import RefineMath
-from refinemath.train import COUNTS, OPTIMIZERS, Recipe
+from refinemath.evaluation import PARTS, SYSTEMS, evaluate
+from refinemath.model import STABILISERS, ModelConfig
+from refinemath.solver import RefineMath
+from refinemath.training import COUNTS, OPTIMIZERS, TrainConfig
 
 _CHOICES = {"optimizer": OPTIMIZERS}
 _METAVAR = {int: "N", float: "X", str: "NAME"}
@@ -130,13 +130,14 @@ def _parser() -> argparse.ArgumentParser:
         default="polar",
         help="what keeps the slots of a thought apart (default polar)",
     )
-    for f in fields(Recipe):
+    for f in fields(TrainConfig):
         kind, choices, metavar = (
             _count if f.name in COUNTS else type(f.default),
             _CHOICES.get(f.name),
             _METAVAR[type(f.default)],
         )
-        text = f"{_DIALS.get(f.name, 'see Recipe')} (default {f.default if f.default != '' else 'none'})"
+        default = f.default if f.default != "" else "none"
+        text = f"{_DIALS.get(f.name, 'see TrainConfig')} (default {default})"
         train.add_argument(
             f"--{f.name.replace('_', '-')}",
             type=kind,
@@ -221,13 +222,16 @@ def _solve(options: argparse.Namespace) -> int:
     print(f"LaTeX       {result.latex}")
     print(f"Python      {result.python()}")
     print(
-        f"fit         unexplained variance {result.fvu:.3g}{' (exact to float64)' if result.exact else ''}"
+        f"fit         unexplained variance "
+        f"{result.fvu:.3g}{' (exact to float64)' if result.exact else ''}"
     )
     print(
-        f"iterations  {result.iterations}, latent {'settled' if result.converged else 'not settled'} at threshold {options.threshold:g}"
+        f"iterations  {result.iterations}, latent "
+        f"{'settled' if result.converged else 'not settled'} at threshold {options.threshold:g}"
     )
     print(
-        f"work        {result.steps} steps in {result.searches} search{'es' if result.searches > 1 else ''}"
+        f"work        {result.steps} steps in {result.searches} "
+        f"search{'es' if result.searches > 1 else ''}"
     )
     print(f"time        {result.seconds:.1f} s")
     if not result.found:
@@ -240,13 +244,13 @@ def _solve(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     import jax
 
-    from refinemath.train import train
+    from refinemath.training import train
 
     if options.distributed:
         jax.distributed.initialize()
     names = ("latent_dim", "width", "variables", "stabiliser", "reader", "reader_heads")
-    config = Config(**{name: getattr(options, name) for name in names})
-    recipe = Recipe(**{f.name: getattr(options, f.name) for f in fields(Recipe)})
+    config = ModelConfig(**{name: getattr(options, name) for name in names})
+    recipe = TrainConfig(**{f.name: getattr(options, f.name) for f in fields(TrainConfig)})
     train(config, recipe, options.out)
     return 0
 

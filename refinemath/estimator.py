@@ -11,9 +11,14 @@ from typing import Any, Self
 
 import jax
 import numpy as np
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.metrics import r2_score
+from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 
-from refinemath.search import Budget
-from refinemath.solve import FEWEST_POINTS, RefineMath, Result
+from refinemath.loop import SearchConfig
+from refinemath.problem import FEWEST_POINTS
+from refinemath.result import Result
+from refinemath.solver import RefineMath
 
 try:
     from sklearn.base import BaseEstimator, RegressorMixin
@@ -21,7 +26,8 @@ try:
     from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 except ImportError as error:
     raise ImportError(
-        'the estimator needs scikit-learn 1.6 or newer; install it with: pip install "refinemath[sklearn]"'
+        "the estimator needs scikit-learn 1.6 or newer; install it with: "
+        'pip install "refinemath[sklearn]"'
     ) from error
 
 
@@ -46,7 +52,7 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
         random_state: Any = 0,
         time_budget: float = 8.0,
         weights: str | Path | None = None,
-        budget: Budget | None = None,
+        budget: SearchConfig | None = None,
         sweep: bool = True,
         undo: bool = True,
     ):

@@ -7,8 +7,8 @@ path through the states (slot, open count), and a backward pass over these few s
 probability that decoding needs.
 
 Where the choice of a token may depend on those before it there is no such backward pass, but a
-formula can still be read from left to right: `Reading` keeps what stands above and beside the next
-token in the tree, `allowed` says which tokens can still become a formula.
+formula can still be read from left to right: `ParseState` keeps what stands above and beside the
+next token in the tree, `allowed` says which tokens can still become a formula.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from refinemath.language import ARITY, END, VOCABULARY_SIZE
+from refinemath.expression import ARITY, END, VOCABULARY_SIZE
 
 _CLASS = tuple(
     tuple(t for t in range(VOCABULARY_SIZE) if ARITY[t] == a and t != END) for a in range(3)
@@ -127,14 +127,13 @@ def best(logits: Float[Array, "batch slots vocabulary"]) -> Int[Array, "batch sl
     return tokens.T
 
 
-# ---------------------------------------------------------------- reading token after token
-
-
 NONE = VOCABULARY_SIZE  # in a context: there is no such token
+
+
 CONTEXTS = 2 * (VOCABULARY_SIZE + 1)  # a parent, or none, and which of its operands is meant
 
 
-class Reading(NamedTuple):
+class ParseState(NamedTuple):
     """Formulas read up to some slot.  An operator of two operands is remembered by the open count
     at which its second operand will begin.
     """
@@ -147,13 +146,15 @@ class Reading(NamedTuple):
     beside: Int[Array, "batch open"]  # the token at the root of its first operand
 
 
-def begin(batch: int, slots: int) -> Reading:
+def begin(batch: int, slots: int) -> ParseState:
     """Nothing read, one formula missing."""
     nowhere = jnp.full((batch, slots + 1), NONE, jnp.int32)
-    return Reading(jnp.ones(batch, jnp.int32), jnp.full(batch, NONE, jnp.int32), nowhere, nowhere)
+    return ParseState(
+        jnp.ones(batch, jnp.int32), jnp.full(batch, NONE, jnp.int32), nowhere, nowhere
+    )
 
 
-def advance(reading: Reading, token: Int[Array, " batch"]) -> Reading:
+def advance(reading: ParseState, token: Int[Array, " batch"]) -> ParseState:
     """The reading after one more token."""
     arity = jnp.asarray(ARITY)
     binary = (token < NONE) & (arity[token] == 2)
@@ -162,12 +163,12 @@ def advance(reading: Reading, token: Int[Array, " batch"]) -> Reading:
     here, above = level == reading.open[:, None], level == reading.open[:, None] - 1
     waiting = jnp.where(here & binary[:, None], token[:, None], reading.waiting)
     beside = jnp.where(above & after_binary[:, None], token[:, None], reading.beside)
-    return Reading(
+    return ParseState(
         jnp.where(token == END, 0, reading.open + arity[token] - 1), token, waiting, beside
     )
 
 
-def context(reading: Reading) -> tuple[Array, Array, Array]:
+def context(reading: ParseState) -> tuple[Array, Array, Array]:
     """What surrounds the next token in the tree, each (batch,): its parent and which operand it is,
     the root of the operand before it, the last token.
 
@@ -190,7 +191,7 @@ def context(reading: Reading) -> tuple[Array, Array, Array]:
 def contexts(tokens: Int[Array, "batch slots"]) -> tuple[Array, Array, Array, Array]:
     """The open count and the `context` before every slot of given formulas, each (batch, slots)."""
 
-    def step(reading: Reading, token: Array) -> tuple[Reading, tuple[Array, ...]]:
+    def step(reading: ParseState, token: Array) -> tuple[ParseState, tuple[Array, ...]]:
         return advance(reading, token), (reading.open, *context(reading))
 
     _, seen = jax.lax.scan(step, begin(*tokens.shape), tokens.T)

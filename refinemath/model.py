@@ -7,7 +7,7 @@ points, Z latent (slots x latent_dim), e candidate formula, r residual.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,32 +16,31 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from refinemath import grammar
-from refinemath.fit import project
-from refinemath.language import (
-    MAX_VARIABLES,
-    SLOTS,
-    VOCABULARY_SIZE,
-    additive_terms,
-    evaluate_nodes,
-    is_constant,
-)
+from refinemath.expression import MAX_VARIABLES, SLOTS, VOCABULARY_SIZE, is_constant
+from refinemath.fitting import Candidate, Points
 from refinemath.newton_schulz import MUON, POLAR, orthogonalize
 
-MASK = VOCABULARY_SIZE  # the token of a slot about which nothing is known
-TERMS = 6  # additive terms of a formula that get a coefficient of their own
 STABILISERS = ("rms", "soft", "polar", "muon")
+
+
 # weight of the old thought beside the seed and what is written; at 1 and without the seed it never
 # comes to rest, see chapter 7
 KEEP = 0.4
+
+
 # weight of the seed: well above what the network writes, it makes the step a contraction, see
 # chapter 7 and the model card
 ANCHOR = 10.0
+
+
 BOUND = 2.0  # what is written into a slot is shorter than this; the rows of the seed have length 1
+
+
 GLANCE = 64  # numbers of each slot that the reader sees wherever it stands
 
 
 @dataclass(frozen=True)
-class Config:
+class ModelConfig:
     """What defines a model; stored with its weights."""
 
     latent_dim: int = 512
@@ -82,27 +81,11 @@ class Config:
             )
         if self.latent_dim < 4 * self.slots:
             raise ValueError(
-                f"latent_dim is {self.latent_dim}; {self.slots} orthogonal slots need at least {4 * self.slots}"
+                f"latent_dim is {self.latent_dim}; {self.slots} orthogonal slots need at least "
+                f"{4 * self.slots}"
             )
         if not 1 <= self.variables <= MAX_VARIABLES:
             raise ValueError(f"variables is {self.variables}; it must be 1 to {MAX_VARIABLES}")
-
-
-class Points(NamedTuple):
-    """A batch of scatter plots, padded: x (batch, variables, points), y and mask (batch, points)."""
-
-    x: Float[Array, "batch variables points"]
-    y: Float[Array, "batch points"]
-    mask: Array
-
-
-class Candidate(NamedTuple):
-    """A formula and what executing it on the points gave."""
-
-    tokens: Int[Array, "batch slots"]
-    values: Float[Array, "batch slots"]
-    fitted: Float[Array, "batch points"]  # b + sum of a_k term_k, least squares
-    fvu: Float[Array, " batch"]
 
 
 def stabilise(z: Float[Array, "batch slots dim"], kind: str) -> Float[Array, "batch slots dim"]:
@@ -113,53 +96,6 @@ def stabilise(z: Float[Array, "batch slots dim"], kind: str) -> Float[Array, "ba
     if kind == "soft":
         return unit + 0.5 * (orthogonalize(unit, POLAR) - unit)
     return orthogonalize(unit, POLAR if kind == "polar" else MUON)
-
-
-def execute(
-    tokens: Int[Array, "batch slots"],
-    values: Float[Array, "batch slots"],
-    points: Points,
-    nodes: Float[Array, "slots batch points"] | None = None,
-) -> Candidate:
-    """Run a formula on its points and fit the free coefficients: the reality check of every step.
-    Chapter 4.
-
-    `nodes`: the values of all subtrees, where they are known already.
-    """
-    nodes = evaluate_nodes(tokens, values, points.x) if nodes is None else nodes
-    slots_of, term = additive_terms(tokens, TERMS)
-    basis = nodes[slots_of, jnp.arange(tokens.shape[0])[:, None]]
-    batch = tokens.shape[0]
-    fit = project(
-        basis,
-        term,
-        jnp.broadcast_to(points.y, (batch, points.y.shape[-1])),
-        jnp.broadcast_to(points.mask, (batch, points.mask.shape[-1])),
-    )
-    return Candidate(tokens, values, fit.fitted, fit.fvu)
-
-
-def no_candidate(points: Points, slots: int = SLOTS) -> Candidate:
-    """The candidate before there is one: every slot unknown, nothing explained."""
-    batch = points.y.shape[0]
-    mask = points.mask.astype(jnp.float32)
-    mean = jnp.sum(points.y * mask, axis=-1, keepdims=True) / jnp.maximum(
-        jnp.sum(mask, axis=-1, keepdims=True), 1
-    )
-    return Candidate(
-        jnp.full((batch, slots), MASK, jnp.int32),
-        jnp.zeros((batch, slots), jnp.float32),
-        mean * mask,
-        jnp.ones(batch, jnp.float32),
-    )
-
-
-def choose(where: Array, a: Any, b: Any) -> Any:
-    """`a` for the batch entries where `where` holds, else `b`, for whole records."""
-    return jax.tree.map(lambda u, v: jnp.where(where.reshape(-1, *[1] * (u.ndim - 1)), u, v), a, b)
-
-
-# ---------------------------------------------------------------- features: numbers in
 
 
 def _moments(v: Array, mask: Array) -> tuple[Array, Array]:
@@ -243,10 +179,9 @@ def feedback_features(
 
 
 POINT_FEATURES = {1: 5 + 8 + 14 + 6, 2: 5 + 8 + 14 * MAX_VARIABLES, 3: 5 + 8 + 14 * MAX_VARIABLES}
+
+
 FEEDBACK_FEATURES = 6
-
-
-# ---------------------------------------------------------------- layers
 
 
 def _dense(x: Array, weight: Array) -> Array:
@@ -263,7 +198,9 @@ def _norm(x: Array, gain: Array) -> Array:
 
 
 def _activate(x: Array) -> Array:
-    """Squared ReLU (So et al. 2021): as good as GELU here and far cheaper without a fused kernel."""
+    """Squared ReLU (So et al. 2021): as good as GELU here and far cheaper without a fused
+    kernel.
+    """
     return jnp.square(jax.nn.relu(x))
 
 
@@ -370,7 +307,9 @@ class Block(nnx.Module):
 
 
 class Encoded(NamedTuple):
-    """What the encoder keeps of the points: a vector a point, a summary, and the points themselves."""
+    """What the encoder keeps of the points: a vector a point, a summary, and the points
+    themselves.
+    """
 
     each: Float[Array, "batch points width"]
     summary: Float[Array, "batch seeds width"]
@@ -382,7 +321,7 @@ class Encoder(nnx.Module):
     Transformer, Lee et al. 2019).  Chapter 3.
     """
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         w = config.width
         self.first = Linear(POINT_FEATURES[config.variables], 2 * w, rngs=rngs)
         self.second = Linear(2 * w, w, rngs=rngs)
@@ -424,7 +363,7 @@ class Reader(nnx.Module):
     as its question it looks back at all slots of the thought.
     """
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         d, w = config.latent_dim, config.reader
         self.heads = config.reader_heads
         self.look = Linear(d, w, rngs=rngs)
@@ -461,7 +400,9 @@ class Reader(nnx.Module):
             self.out = Linear(w, w, scale=0.0, rngs=rngs)  # silent until it has learnt something
 
     def open(self, z: Float[Array, "batch slots dim"]) -> Opened:
-        """What the thought itself contributes to every slot, computed once for all readings of it."""
+        """What the thought itself contributes to every slot, computed once for all readings of
+        it.
+        """
         z = z * jnp.float32(z.shape[-1] ** 0.5)
         overview = self.overview(self.glance(z).reshape(len(z), -1))
         each = self.look(z) + overview[:, None] + self.place[...][None]
@@ -523,7 +464,7 @@ class Reader(nnx.Module):
 class Refiner(nnx.Module):
     """One step Z_t -> Z_{t+1}, the same weights at every step.  Chapter 4."""
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         w, d = config.width, config.latent_dim
         self.stabiliser = config.stabiliser
         self.variables = config.variables
@@ -572,7 +513,8 @@ class Refiner(nnx.Module):
         """
         if self.reader is None:
             raise ValueError(
-                "these weights have no reader; `grammar.backward` gives the probability of a whole formula"
+                "these weights have no reader; `grammar.backward` gives the probability of a "
+                "whole formula"
             )
         reader, slots = self.reader, jnp.arange(tokens.shape[1], dtype=jnp.int32)
         open_, parent, sibling, previous = grammar.contexts(tokens)
@@ -601,8 +543,8 @@ class Refiner(nnx.Module):
         opened = reader.open(z)
 
         def step(
-            state: tuple[grammar.Reading, Array], inputs: tuple[Array, Array, Array]
-        ) -> tuple[tuple[grammar.Reading, Array], Array]:
+            state: tuple[grammar.ParseState, Array], inputs: tuple[Array, Array, Array]
+        ) -> tuple[tuple[grammar.ParseState, Array], Array]:
             reading, memory = state
             slot, logits, u = inputs
             parent, sibling, previous = (a.reshape(batch, count) for a in grammar.context(reading))
@@ -681,6 +623,6 @@ class Refiner(nnx.Module):
 class Model(nnx.Module):
     """Encoder and refiner together."""
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.encoder = Encoder(config, rngs=rngs)
         self.refiner = Refiner(config, rngs=rngs)

@@ -13,6 +13,8 @@ from jaxtyping import Float
 
 # Muon's quintic (Jordan 2024): fast growth from small singular values, but 1 is not a fixed point.
 MUON = ((3.4445, -4.7750, 2.0315),) * 5
+
+
 # Polar Express (Amsel et al. 2025, arXiv 2505.16932), then two steps of Taylor's quintic, which has
 # 1 as a fixed point of third order.
 POLAR = (
@@ -24,6 +26,8 @@ POLAR = (
     (15 / 8, -10 / 8, 3 / 8),
     (15 / 8, -10 / 8, 3 / 8),
 )
+
+
 CUBIC = ((1.5, -0.5, 0.0),) * 12  # Newton's own: s (3 - s^2) / 2
 
 

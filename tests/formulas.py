@@ -6,8 +6,8 @@ import hypothesis.strategies as st
 import jax
 import numpy as np
 
-from refinemath.data import Bank
-from refinemath.language import CONSTANT_BINS, OPERATORS, SLOTS, Formula, decode, is_constant
+from refinemath.examples import SkeletonTable
+from refinemath.expression import CONSTANT_BINS, OPERATORS, SLOTS, Formula, decode, is_constant
 
 _UNARY = [op.name for op in OPERATORS if op.arity == 1]
 _BINARY = [op.name for op in OPERATORS if op.arity == 2]
@@ -34,7 +34,7 @@ def formulas(
     )
 
 
-def from_bank(bank: Bank, count: int, seed: int = 0) -> list[Formula]:
+def from_bank(bank: SkeletonTable, count: int, seed: int = 0) -> list[Formula]:
     """Skeletons of the bank with random constants."""
     rng = np.random.default_rng(seed)
     rows = np.asarray(bank.tokens)[rng.integers(len(bank.tokens), size=count)].astype(np.int32)

@@ -15,9 +15,8 @@ from conftest import BUDGET, CONFIG
 from run_training import RECIPE
 
 import refinemath.__main__ as cli
-from refinemath import RefineMath
-from refinemath import train as train_module
-from refinemath.train import Recipe
+from refinemath import RefineMath, training
+from refinemath.training import TrainConfig
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -60,7 +59,7 @@ def test_every_dial_of_the_recipe_is_an_option(capsys: pytest.CaptureFixture) ->
         cli.main(["train", "--help"])
     text = capsys.readouterr().out
     assert (
-        all(f"--{name.replace('_', '-')}" in text for name in vars(Recipe()))
+        all(f"--{name.replace('_', '-')}" in text for name in vars(TrainConfig()))
         and "see Recipe" not in text
     )
 
@@ -197,14 +196,14 @@ def test_a_training_that_diverged_is_one_line(
     def diverge(*_: object) -> None:
         raise FloatingPointError("the loss is nan at step 50")
 
-    monkeypatch.setattr(train_module, "train", diverge)
+    monkeypatch.setattr(training, "train", diverge)
     assert cli.main(["train", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.strip() == "refinemath: the loss is nan at step 50"
 
 
 def test_train_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[tuple] = []
-    monkeypatch.setattr(train_module, "train", lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr(training, "train", lambda *arguments: seen.append(arguments))
     options = [
         "--latent-dim",
         "64",
@@ -229,7 +228,7 @@ def test_train_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         "rms",
         tmp_path / "run",
     )
-    assert recipe == Recipe(steps=7, batch=16, learning_rate=0.01, optimizer="adamw")
+    assert recipe == TrainConfig(steps=7, batch=16, learning_rate=0.01, optimizer="adamw")
     assert RECIPE.batch == 16 and CONFIG.latent_dim == 64
 
 

@@ -17,12 +17,13 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.utils.estimator_checks import check_estimator
 
-from refinemath import estimator as module
+from refinemath import estimator
 from refinemath.estimator import SymbolicRegressor
-from refinemath.search import Budget
-from refinemath.solve import RefineMath, Result
+from refinemath.loop import SearchConfig
+from refinemath.result import Result
+from refinemath.solver import RefineMath
 
-BUDGET = Budget(
+BUDGET = SearchConfig(
     thoughts=4, samples=16, edits=0, fits=2, fit_steps=2, keep=16, search_steps=2, patience=1
 )
 SETTINGS: dict[str, Any] = {"budget": BUDGET, "max_iters": 4, "time_budget": 0.05}
@@ -180,7 +181,7 @@ def test_the_checks_of_scikit_learn_with_the_weights_as_they_are(fitted: Symboli
 def test_the_checks_of_scikit_learn_on_the_first_column(
     monkeypatch: pytest.MonkeyPatch, fitted: SymbolicRegressor
 ) -> None:
-    monkeypatch.setattr(module, "RefineMath", FirstColumn)
+    monkeypatch.setattr(estimator, "RefineMath", FirstColumn)
     records = check_estimator(
         SymbolicRegressor(**SETTINGS),
         expected_failed_checks=ON_FIRST_COLUMN,

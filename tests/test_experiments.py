@@ -41,10 +41,11 @@ from experiments.baselines import (
     token_samples,
 )
 from refinemath import grammar, parse
-from refinemath.data import Bank, draw_examples, length_weights
-from refinemath.evaluate import heldout_problems, recovered
-from refinemath.language import END, VOCABULARY_SIZE, Formula, encode, is_constant
-from refinemath.model import Points, no_candidate, point_features
+from refinemath.evaluation import heldout_problems, recovered
+from refinemath.examples import SkeletonTable, draw_examples, length_weights
+from refinemath.expression import END, VOCABULARY_SIZE, Formula, encode, is_constant
+from refinemath.fitting import Points, no_candidate
+from refinemath.model import point_features
 
 CONFIG = replace(harness.TINY, latent_dim=64, width=32)
 
@@ -443,7 +444,9 @@ def test_small_models_are_compared_by_problem_and_by_doubling() -> None:
 
 
 @pytest.mark.parametrize(("reader", "heads"), [(0, 0), (8, 0), (8, 2)])
-def test_nats_are_what_a_formula_costs_to_sample(bank: Bank, reader: int, heads: int) -> None:
+def test_nats_are_what_a_formula_costs_to_sample(
+    bank: SkeletonTable, reader: int, heads: int
+) -> None:
     """The probabilities that belong to the costs of all formulas of up to three tokens sum to one,
     however the slots are read.
     """
@@ -456,7 +459,7 @@ def test_nats_are_what_a_formula_costs_to_sample(bank: Bank, reader: int, heads:
     assert float(jnp.sum(jnp.exp(-cost))) == pytest.approx(1.0, abs=1e-3)
 
 
-def test_a_blind_draw_costs_the_size_of_the_bank(bank: Bank) -> None:
+def test_a_blind_draw_costs_the_size_of_the_bank(bank: SkeletonTable) -> None:
     """Formulas without constants: one of those with five tokens, when all have five."""
     weights = length_weights(bank, {5: 1.0})
     e = draw_examples(jax.random.key(0), bank, 64, weights=weights)

@@ -10,16 +10,9 @@ import numpy as np
 import pytest
 
 from refinemath import grammar
+from refinemath.expression import ARITY, END, OPERATOR_TOKEN, VOCABULARY, VOCABULARY_SIZE, encode
 from refinemath.grammar import NONE
-from refinemath.language import (
-    ARITY,
-    END,
-    OPERATOR_TOKEN,
-    VOCABULARY,
-    VOCABULARY_SIZE,
-    encode,
-    parse,
-)
+from refinemath.text import parse
 
 pytestmark = pytest.mark.usefixtures("strict")
 KEY = jax.random.key(0)

@@ -14,26 +14,22 @@ from formulas import from_bank
 from test_grammar import every_formula, legal
 
 from refinemath import grammar
-from refinemath.data import Bank
-from refinemath.language import MAX_VARIABLES, OPERATOR_TOKEN, VOCABULARY_SIZE, encode, parse
+from refinemath.examples import SkeletonTable
+from refinemath.expression import MASK, MAX_VARIABLES, OPERATOR_TOKEN, VOCABULARY_SIZE, encode
+from refinemath.fitting import Candidate, Points, execute, no_candidate, tree_where
 from refinemath.model import (
     FEEDBACK_FEATURES,
-    MASK,
     POINT_FEATURES,
     STABILISERS,
-    Candidate,
-    Config,
     Encoded,
     Model,
-    Points,
-    choose,
-    execute,
+    ModelConfig,
     feedback_features,
-    no_candidate,
     point_features,
     stabilise,
 )
-from refinemath.solve import prepare
+from refinemath.problem import prepare
+from refinemath.text import parse
 
 pytestmark = pytest.mark.usefixtures("strict")
 KEY = jax.random.key(0)
@@ -52,7 +48,7 @@ def scatter(variables: int = 1) -> Points:
     )
 
 
-def candidates(points: Points, bank: Bank) -> Candidate:
+def candidates(points: Points, bank: SkeletonTable) -> Candidate:
     tokens, values = encode(from_bank(bank, BATCH, seed=4))
     return execute(jnp.asarray(tokens), jnp.asarray(values, jnp.float32), points)
 
@@ -87,7 +83,9 @@ def z0(tiny_model: Model) -> jax.Array:
 # ---------------------------------------------------------------- the encoder
 
 
-def test_the_order_of_the_points_does_not_matter(thinking, z0: jax.Array, bank: Bank) -> None:  # type: ignore[no-untyped-def]
+def test_the_order_of_the_points_does_not_matter(
+    thinking, z0: jax.Array, bank: SkeletonTable
+) -> None:  # type: ignore[no-untyped-def]
     encode_points, step, _ = thinking
     points = scatter()
     order = np.concatenate([np.random.default_rng(1).permutation(USED), np.arange(USED, POINTS)])
@@ -102,7 +100,7 @@ def test_the_order_of_the_points_does_not_matter(thinking, z0: jax.Array, bank: 
 
 @pytest.mark.parametrize("rubbish", [1e6, float("nan")])
 def test_what_stands_in_the_padding_does_not_matter(
-    rubbish: float, thinking, z0: jax.Array, bank: Bank
+    rubbish: float, thinking, z0: jax.Array, bank: SkeletonTable
 ) -> None:  # type: ignore[no-untyped-def]
     encode_points, step, _ = thinking
     points = scatter()
@@ -160,7 +158,7 @@ def test_the_summary_depends_on_every_real_point_and_on_no_padded_one(tiny_model
 
 
 def test_a_problem_does_not_see_the_others_of_its_batch(
-    thinking, z0: jax.Array, bank: Bank
+    thinking, z0: jax.Array, bank: SkeletonTable
 ) -> None:  # type: ignore[no-untyped-def]
     encode_points, step, _ = thinking
     points = scatter()
@@ -253,7 +251,9 @@ def test_a_seed_thought_is_stable_and_noise_makes_it_another(
 # ---------------------------------------------------------------- the loop
 
 
-def test_refine_eight_times_is_three_and_then_five(thinking, z0: jax.Array, bank: Bank) -> None:  # type: ignore[no-untyped-def]
+def test_refine_eight_times_is_three_and_then_five(
+    thinking, z0: jax.Array, bank: SkeletonTable
+) -> None:  # type: ignore[no-untyped-def]
     encode_points, _, refine = thinking
     encoded = encode_points(scatter())
     candidate = candidates(scatter(), bank)
@@ -264,7 +264,7 @@ def test_refine_eight_times_is_three_and_then_five(thinking, z0: jax.Array, bank
     )
 
 
-def test_the_scan_is_a_python_loop(thinking, z0: jax.Array, bank: Bank) -> None:  # type: ignore[no-untyped-def]
+def test_the_scan_is_a_python_loop(thinking, z0: jax.Array, bank: SkeletonTable) -> None:  # type: ignore[no-untyped-def]
     encode_points, step, refine = thinking
     encoded = encode_points(scatter())
     candidate = candidates(scatter(), bank)
@@ -274,7 +274,7 @@ def test_the_scan_is_a_python_loop(thinking, z0: jax.Array, bank: Bank) -> None:
     np.testing.assert_allclose(refine(z0, encoded, candidate, 5), z, atol=1e-5)
 
 
-def test_jit_is_eager(tiny_model: Model, z0: jax.Array, bank: Bank) -> None:
+def test_jit_is_eager(tiny_model: Model, z0: jax.Array, bank: SkeletonTable) -> None:
     graph, params = nnx.split(tiny_model)
     points = scatter()
     candidate = candidates(points, bank)
@@ -295,7 +295,9 @@ def test_a_stabiliser_compiled_is_the_same(kind: str) -> None:
     )
 
 
-def test_a_step_reads_the_candidate_and_the_points(thinking, z0: jax.Array, bank: Bank) -> None:  # type: ignore[no-untyped-def]
+def test_a_step_reads_the_candidate_and_the_points(
+    thinking, z0: jax.Array, bank: SkeletonTable
+) -> None:  # type: ignore[no-untyped-def]
     encode_points, step, _ = thinking
     points = scatter()
     encoded = encode_points(points)
@@ -315,7 +317,7 @@ def test_a_thought_never_says_a_variable_that_the_data_lack(
 # ---------------------------------------------------------------- the reader
 
 
-READING = Config(
+READING = ModelConfig(
     latent_dim=16, width=8, slots=3, heads=2, seeds=2, encoder_blocks=1, refiner_blocks=1, reader=8
 )
 
@@ -408,7 +410,7 @@ def test_what_is_written_stays_lighter_than_the_seed() -> None:
     """However large the weights: with a reader the seed outweighs what is written, so that a step
     contracts.
     """
-    config = Config(
+    config = ModelConfig(
         latent_dim=64, width=8, heads=2, seeds=2, encoder_blocks=1, refiner_blocks=1, reader=8
     )
     model = Model(config, rngs=nnx.Rngs(1))
@@ -468,7 +470,7 @@ def test_choose_takes_whole_records() -> None:
         no_candidate(points),
         no_candidate(points)._replace(fvu=jnp.full(BATCH, 2.0, jnp.float32)),
     )
-    assert choose(jnp.asarray([True, False, True]), a, b).fvu.tolist() == [1.0, 2.0, 1.0]
+    assert tree_where(jnp.asarray([True, False, True]), a, b).fvu.tolist() == [1.0, 2.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -487,4 +489,4 @@ def test_choose_takes_whole_records() -> None:
 )
 def test_a_configuration_that_cannot_be_says_why(options: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        Config(**options)
+        ModelConfig(**options)

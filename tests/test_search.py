@@ -18,51 +18,37 @@ from formulas import from_bank
 from jax import Array
 from test_grammar import legal
 
-from refinemath.data import Bank
-from refinemath.language import (
-    decode,
-    encode,
-    evaluate,
-    evaluate_nodes,
-    is_constant,
-    parse,
-    parse_prefix,
-)
-from refinemath.model import Candidate, Encoded, Model, Points, execute, stabilise
-from refinemath.search import (
+from refinemath.examples import SkeletonTable
+from refinemath.execution import evaluate, evaluate_nodes
+from refinemath.expression import decode, encode, is_constant
+from refinemath.fitting import Candidate, Points, execute
+from refinemath.loop import (
     _QUICK_TO_COMPILE,
-    ANY_CONSTANT,
-    BLOCK,
-    Budget,
-    Carry,
-    Outcome,
-    Parts,
-    Pool,
-    ahead,
-    cost_of,
-    couple,
-    distinct_parts,
-    edit,
-    from_prior,
-    make_library,
-    merge,
-    most_promising,
-    ratios,
-    skeleton_hash,
-    sweep,
-    think,
-    with_constants,
+    SearchConfig,
+    SearchOutput,
+    SearchState,
+    anderson_step,
+    search,
 )
-from refinemath.solve import prepare, short_skeletons
+from refinemath.model import Encoded, Model, stabilise
+from refinemath.pool import Pool, merge, score, skeleton_hash, top_per_group
+from refinemath.problem import prepare
+from refinemath.proposers.edits import edit
+from refinemath.proposers.library import ANY_CONSTANT, BLOCK, make_library, short_skeletons
+from refinemath.proposers.pairs import Subtrees, distinct_subtrees, pair_up
+from refinemath.proposers.prior import draw_prior
+from refinemath.proposers.quotients import quotients
+from refinemath.proposers.short import initial_pool, queue_order
+from refinemath.text import parse, parse_prefix
 
 pytestmark = pytest.mark.usefixtures("strict")
 KEY = jax.random.key(0)
 COUNT = jnp.float32(40)
-SMALL = Budget(
+SMALL = SearchConfig(
     thoughts=4,
     samples=16,
     edits=96,
-    extend=8,
+    missing_terms=8,
     fits=2,
     fit_steps=2,
     keep=32,
@@ -78,7 +64,7 @@ def scatter() -> Points:
 
 
 def arguments(
-    model: Model, budget: Budget = SMALL, threshold: float = THRESHOLD
+    model: Model, budget: SearchConfig = SMALL, threshold: float = THRESHOLD
 ) -> tuple[Any, ...]:
     graph, params = nnx.split(model)
     nothing = jnp.zeros((0, CONFIG.slots), jnp.uint8)
@@ -94,16 +80,16 @@ def arguments(
 
 
 @pytest.fixture(scope="module")
-def outcome(tiny_model: Model) -> Outcome:
-    return think(*arguments(tiny_model), budget=SMALL)
+def outcome(tiny_model: Model) -> SearchOutput:
+    return search(*arguments(tiny_model), budget=SMALL)
 
 
 # ---------------------------------------------------------------- the loop
 
 
 class Loop(NamedTuple):
-    states: list[Carry]
-    step: Callable[[Carry], Carry]
+    states: list[SearchState]
+    step: Callable[[SearchState], SearchState]
 
 
 @pytest.fixture(scope="module")
@@ -111,15 +97,17 @@ def loop(tiny_model: Model) -> Loop:
     """The states of the search when Python drives its loop: always `steps` rounds, masked by the
     loop's own condition.
     """
-    states: list[Carry] = []
-    steps: list[Callable[[Carry], Carry]] = []
+    states: list[SearchState] = []
+    steps: list[Callable[[SearchState], SearchState]] = []
 
     def masked_loop(
-        going_on: Callable[[Carry], jax.Array], step: Callable[[Carry], Carry], state: Carry
-    ) -> Carry:
+        going_on: Callable[[SearchState], jax.Array],
+        step: Callable[[SearchState], SearchState],
+        state: SearchState,
+    ) -> SearchState:
         compiled = jax.jit(
             step, compiler_options=_QUICK_TO_COMPILE
-        )  # as `think`: what rounding does then hardly differs
+        )  # as `search`: what rounding does then hardly differs
         steps.append(compiled)
         states.append(state)
         for _ in range(SMALL.steps):
@@ -129,16 +117,18 @@ def loop(tiny_model: Model) -> Loop:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.lax, "while_loop", masked_loop)
-        think.__wrapped__(*arguments(tiny_model), budget=SMALL)
+        search.__wrapped__(*arguments(tiny_model), budget=SMALL)
     return Loop(states, steps[0])
 
 
 @pytest.fixture(scope="module")
-def carries(loop: Loop) -> list[Carry]:
+def carries(loop: Loop) -> list[SearchState]:
     return loop.states
 
 
-def test_the_while_loop_is_a_masked_python_loop(outcome: Outcome, carries: list[Carry]) -> None:
+def test_the_while_loop_is_a_masked_python_loop(
+    outcome: SearchOutput, carries: list[SearchState]
+) -> None:
     last = carries[-1]
     assert int(outcome.steps) == int(last.step) > SMALL.search_steps
     np.testing.assert_array_equal(outcome.pool.tokens, last.pool.tokens)
@@ -153,7 +143,7 @@ def test_the_while_loop_is_a_masked_python_loop(outcome: Outcome, carries: list[
 
 
 def test_a_step_of_the_search_is_a_step_of_the_refiner(
-    carries: list[Carry], tiny_model: Model
+    carries: list[SearchState], tiny_model: Model
 ) -> None:
     one = tiny_model.encoder(scatter())
     each, summary = (
@@ -172,7 +162,7 @@ def test_a_step_of_the_search_is_a_step_of_the_refiner(
         refined = step(old.z, old.candidate)
         if int(old.rested) >= 2:  # two steps with the same candidate behind it
             refined, leapt = (
-                stabilise(ahead(old.z, refined, old.before, SMALL.leap), "polar"),
+                stabilise(anderson_step(old.z, refined, old.before, SMALL.leap), "polar"),
                 leapt + 1,
             )
         np.testing.assert_allclose(new.z[moving], refined[moving], atol=2e-5)
@@ -187,7 +177,7 @@ def creeping(z: np.ndarray, factor: float, goal: float) -> np.ndarray:
 def test_a_leap_ends_where_a_creeping_thought_is_heading(factor: float) -> None:
     start = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
     once = creeping(start, factor, 2.0)
-    landed = ahead(
+    landed = anderson_step(
         jnp.asarray(once),
         jnp.asarray(creeping(once, factor, 2.0)),
         (jnp.asarray(start), jnp.asarray(once)),
@@ -202,7 +192,7 @@ def test_a_leap_is_bounded_and_never_goes_back_and_rests_at_a_fixed_point() -> N
     def landed(factor: float, most: float) -> float:
         once = creeping(start, factor, 0.0)
         return float(
-            ahead(
+            anderson_step(
                 jnp.asarray(once),
                 jnp.asarray(creeping(once, factor, 0.0)),
                 (jnp.asarray(start), jnp.asarray(once)),
@@ -217,7 +207,7 @@ def test_a_leap_is_bounded_and_never_goes_back_and_rests_at_a_fixed_point() -> N
     )  # what grows in one direction leaves an unstable fixed point, as fast as it may
     assert landed(-1.5, 4.0) == pytest.approx(2.25)  # what turns back is not helped on its way
     rest = jnp.asarray(start)
-    np.testing.assert_array_equal(ahead(rest, rest, (rest, rest), 4.0), start)
+    np.testing.assert_array_equal(anderson_step(rest, rest, (rest, rest), 4.0), start)
 
 
 def test_a_thought_that_has_halted_does_not_move(loop: Loop) -> None:
@@ -232,7 +222,7 @@ def test_a_thought_that_has_halted_does_not_move(loop: Loop) -> None:
     assert (np.asarray(new.hits)[halted] == 2).all()
 
 
-def test_two_hits_in_a_row_halt_and_one_does_not(carries: list[Carry]) -> None:
+def test_two_hits_in_a_row_halt_and_one_does_not(carries: list[SearchState]) -> None:
     for old, new in itertools.pairwise(carries):
         if int(new.step) == int(old.step) or int(old.step) < SMALL.search_steps:
             continue
@@ -243,7 +233,7 @@ def test_two_hits_in_a_row_halt_and_one_does_not(carries: list[Carry]) -> None:
         )
 
 
-def test_after_the_search_the_candidates_stand(carries: list[Carry]) -> None:
+def test_after_the_search_the_candidates_stand(carries: list[SearchState]) -> None:
     settled = [c for c in carries if int(c.step) > SMALL.search_steps]
     assert len(settled) > 1
     for carry in settled:
@@ -251,7 +241,7 @@ def test_after_the_search_the_candidates_stand(carries: list[Carry]) -> None:
         np.testing.assert_array_equal(carry.pool.tokens, settled[0].pool.tokens)
 
 
-def test_every_remembered_formula_is_legal_and_what_it_says(outcome: Outcome) -> None:
+def test_every_remembered_formula_is_legal_and_what_it_says(outcome: SearchOutput) -> None:
     pool = jax.tree.map(np.asarray, outcome.pool)
     real = np.isfinite(pool.cost)
     assert real.sum() > 10 and legal(pool.tokens[real]).all()
@@ -266,28 +256,28 @@ def test_every_remembered_formula_is_legal_and_what_it_says(outcome: Outcome) ->
         decode(pool.tokens[i], pool.values[i])
 
 
-def test_the_pool_never_gets_worse(carries: list[Carry]) -> None:
+def test_the_pool_never_gets_worse(carries: list[SearchState]) -> None:
     best = [float(c.pool.cost[0]) for c in carries]
     assert all(b <= a + 1e-4 for a, b in itertools.pairwise(best)) and best[-1] < np.inf
 
 
-def test_the_records_end_with_the_search(outcome: Outcome) -> None:
+def test_the_records_end_with_the_search(outcome: SearchOutput) -> None:
     steps = int(outcome.steps)
     for record in outcome.trace:
         assert not np.isnan(record[:steps]).any() and np.isnan(record[steps:]).all()
 
 
-def test_the_key_makes_the_search(tiny_model: Model, outcome: Outcome) -> None:
-    again = think(*arguments(tiny_model), budget=SMALL)
+def test_the_key_makes_the_search(tiny_model: Model, outcome: SearchOutput) -> None:
+    again = search(*arguments(tiny_model), budget=SMALL)
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(outcome), strict=True):
         np.testing.assert_array_equal(a, b)
     params, graph, points, _, *rest = arguments(tiny_model)
-    other = think(params, graph, points, jax.random.key(1), *rest, budget=SMALL)
+    other = search(params, graph, points, jax.random.key(1), *rest, budget=SMALL)
     assert np.any(np.asarray(other.z) != np.asarray(outcome.z))
 
 
 def test_the_search_says_how_long_candidates_could_change(
-    outcome: Outcome, carries: list[Carry]
+    outcome: SearchOutput, carries: list[SearchState]
 ) -> None:
     assert (
         int(outcome.searched)
@@ -313,7 +303,7 @@ def test_sizes_need_not_be_round(change: dict[str, Any], tiny_model: Model) -> N
     start = jnp.asarray(short_skeletons(CONFIG.slots, 2))
     budget = replace(SMALL, **change)
     found = jax.eval_shape(
-        functools.partial(think.__wrapped__, budget=budget, graph=graph),
+        functools.partial(search.__wrapped__, budget=budget, graph=graph),
         params,
         points=rest[0],
         key=rest[1],
@@ -333,14 +323,14 @@ def test_the_most_promising_of_groups_that_do_not_divide_evenly() -> None:
     )
     fvu = jnp.asarray([0.5, 1e-6, 0.5, 0.4, 1e-5], jnp.float32)
     them = Candidate(jnp.asarray(tokens), jnp.asarray(values, jnp.float32), jnp.zeros((5, 24)), fvu)
-    assert most_promising(them, 2, 1, jnp.float32(24)).tolist() == [1, 4]
+    assert top_per_group(them, 2, 1, jnp.float32(24)).tolist() == [1, 4]
 
 
 def test_memory_does_not_grow_with_the_number_of_steps(tiny_model: Model) -> None:
     args = arguments(tiny_model)
 
     def needed(steps: int) -> tuple[int, int]:
-        found = think.lower(*args, budget=replace(SMALL, steps=steps)).compile().memory_analysis()
+        found = search.lower(*args, budget=replace(SMALL, steps=steps)).compile().memory_analysis()
         return found.temp_size_in_bytes, found.output_size_in_bytes
 
     (few, short), (many, long) = needed(12), needed(512)
@@ -353,12 +343,12 @@ def test_memory_does_not_grow_with_the_number_of_steps(tiny_model: Model) -> Non
 # ---------------------------------------------------------------- edits
 
 
-def encoded(bank: Bank, count: int, seed: int) -> tuple[jax.Array, jax.Array]:
+def encoded(bank: SkeletonTable, count: int, seed: int) -> tuple[jax.Array, jax.Array]:
     tokens, values = encode(from_bank(bank, count, seed=seed))
     return jnp.asarray(tokens), jnp.asarray(values, jnp.float32)
 
 
-def test_an_edit_is_always_legal(bank: Bank) -> None:
+def test_an_edit_is_always_legal(bank: SkeletonTable) -> None:
     tokens, values = encoded(bank, 4096, 10)
     donors, _ = encoded(bank, 200, 11)
     changed = 0
@@ -384,7 +374,7 @@ def test_an_edit_of_the_shortest_and_of_the_longest_formula_is_legal() -> None:
             assert legal(np.asarray(new)).all()
 
 
-def test_all_kinds_of_edits_happen(bank: Bank) -> None:
+def test_all_kinds_of_edits_happen(bank: SkeletonTable) -> None:
     """Longer, shorter, and as long with one other token; single constants survive an edit
     elsewhere.
     """
@@ -397,7 +387,7 @@ def test_all_kinds_of_edits_happen(bank: Bank) -> None:
     assert np.mean(numbers[same] == np.asarray(values)[same]) > 0.9
 
 
-def test_edits_use_all_variables_and_no_others(bank: Bank) -> None:
+def test_edits_use_all_variables_and_no_others(bank: SkeletonTable) -> None:
     tokens, values = encoded(bank, 2048, 13)
     for variables in (1, 2, 3):
         new, _ = edit(KEY, tokens, values, tokens[:100], variables)
@@ -407,8 +397,8 @@ def test_edits_use_all_variables_and_no_others(bank: Bank) -> None:
         ).all()
 
 
-def test_blind_candidates_are_skeletons_of_the_prior(bank: Bank) -> None:
-    drawn = np.asarray(from_prior(KEY, bank.tokens, 500))
+def test_blind_candidates_are_skeletons_of_the_prior(bank: SkeletonTable) -> None:
+    drawn = np.asarray(draw_prior(KEY, bank.tokens, 500))
     assert legal(drawn).all()
     known = {decode(t.astype(np.int32)).skeleton() for t in np.asarray(bank.tokens)}
     assert {decode(t).skeleton() for t in drawn} <= known
@@ -417,7 +407,7 @@ def test_blind_candidates_are_skeletons_of_the_prior(bank: Bank) -> None:
 # ---------------------------------------------------------------- what is remembered
 
 
-def some_candidates(bank: Bank, count: int, seed: int) -> Candidate:
+def some_candidates(bank: SkeletonTable, count: int, seed: int) -> Candidate:
     """Formulas of few skeletons with different constants and made-up fits."""
     rng = np.random.default_rng(seed)
     tokens, _ = encoded(bank, 12, 3)
@@ -448,11 +438,11 @@ def empty_pool(keep: int) -> Pool:
 def to_merge(new: Candidate) -> Pool:
     """Candidates with what a pool holds beside them."""
     return Pool(
-        *new, cost_of(new.tokens, new.fvu, COUNT), jnp.zeros((len(new.fvu), 2, 8), jnp.float32)
+        *new, score(new.tokens, new.fvu, COUNT), jnp.zeros((len(new.fvu), 2, 8), jnp.float32)
     )
 
 
-def test_the_hash_sees_the_skeleton_and_not_the_constants(bank: Bank) -> None:
+def test_the_hash_sees_the_skeleton_and_not_the_constants(bank: SkeletonTable) -> None:
     tokens = np.asarray(bank.tokens).astype(np.int32)
     assert len(np.unique(skeleton_hash(jnp.asarray(tokens)))) == len(tokens)
     other = np.where(is_constant(tokens), tokens + 1, tokens)
@@ -462,7 +452,7 @@ def test_the_hash_sees_the_skeleton_and_not_the_constants(bank: Bank) -> None:
 
 
 @pytest.mark.parametrize("keep", [4, 32])
-def test_merge_keeps_the_best_of_each_skeleton(keep: int, bank: Bank) -> None:
+def test_merge_keeps_the_best_of_each_skeleton(keep: int, bank: SkeletonTable) -> None:
     pool = empty_pool(keep)
     seen: dict[tuple, float] = {}
     put = jax.jit(merge)
@@ -470,7 +460,7 @@ def test_merge_keeps_the_best_of_each_skeleton(keep: int, bank: Bank) -> None:
         new = some_candidates(bank, 60, seed)
         pool = put(pool, to_merge(new))
         for tokens, cost in zip(
-            np.asarray(new.tokens), np.asarray(cost_of(new.tokens, new.fvu, COUNT)), strict=True
+            np.asarray(new.tokens), np.asarray(score(new.tokens, new.fvu, COUNT)), strict=True
         ):
             name = decode(tokens).skeleton()
             seen[name] = min(seen.get(name, np.inf), float(cost))
@@ -485,20 +475,22 @@ def test_merge_keeps_the_best_of_each_skeleton(keep: int, bank: Bank) -> None:
         assert len(names) == len(set(names))
     real = np.isfinite(np.asarray(pool.cost))
     np.testing.assert_allclose(
-        pool.cost[real], cost_of(pool.tokens, pool.fvu, COUNT)[real], rtol=1e-6
+        pool.cost[real], score(pool.tokens, pool.fvu, COUNT)[real], rtol=1e-6
     )
 
 
-def test_merging_twice_changes_nothing(bank: Bank) -> None:
+def test_merging_twice_changes_nothing(bank: SkeletonTable) -> None:
     new = some_candidates(bank, 60, 1)
     once = merge(empty_pool(16), to_merge(new))
     np.testing.assert_array_equal(merge(once, to_merge(new)).cost, once.cost)
 
 
-def test_the_most_promising_are_the_best_of_different_skeletons_in_each_group(bank: Bank) -> None:
+def test_the_most_promising_are_the_best_of_different_skeletons_in_each_group(
+    bank: SkeletonTable,
+) -> None:
     new = some_candidates(bank, 80, 2)
-    chosen = np.asarray(most_promising(new, 4, 3, COUNT)).reshape(4, 3)
-    cost = np.asarray(cost_of(new.tokens, new.fvu, COUNT))
+    chosen = np.asarray(top_per_group(new, 4, 3, COUNT)).reshape(4, 3)
+    cost = np.asarray(score(new.tokens, new.fvu, COUNT))
     for group, indices in enumerate(chosen):
         best: dict[tuple, float] = {}
         for i in range(20 * group, 20 * group + 20):
@@ -511,7 +503,7 @@ def test_the_most_promising_are_the_best_of_different_skeletons_in_each_group(ba
 def test_longer_and_worse_costs_more() -> None:
     tokens, _ = encode([parse("x"), parse("x"), parse("sin(x) + x"), parse("x*1.5 + x")])
     cost = np.asarray(
-        cost_of(jnp.asarray(tokens), jnp.asarray([1e-3, 1e-2, 1e-3, np.nan], jnp.float32), COUNT)
+        score(jnp.asarray(tokens), jnp.asarray([1e-3, 1e-2, 1e-3, np.nan], jnp.float32), COUNT)
     )
     assert cost[0] < cost[1] and cost[0] < cost[2] and np.isinf(cost[3])
 
@@ -553,7 +545,7 @@ def test_the_short_formulas_that_wait_are_the_best_of_their_skeletons(plot: Poin
     )
     rows[is_constant(rows)] = ANY_CONSTANT
     library = make_library(KEY, jnp.asarray(rows), plot)
-    waiting = np.asarray(with_constants(library, plot, 6))
+    waiting = np.asarray(queue_order(library, plot, 6))
     assert sorted(waiting[:2] // 8) == [0, 2] and not waiting[2:].any()
     target = np.asarray(plot.y)[0] * np.asarray(plot.mask)[0]
     gain = np.abs(np.asarray(library.unit) @ target)
@@ -566,7 +558,7 @@ def test_different_parts_are_kept_once_and_constants_not_at_all(plot: Points) ->
     texts = ["sin(x) + x**2", "sin(x) * exp(x)", "x**2 + sin(x)", "exp(2.0) * x"]
     tokens, values = (jnp.asarray(a) for a in encode([parse(t) for t in texts], CONFIG.slots))
     values = values.astype(jnp.float32)
-    parts = distinct_parts(tokens, values, evaluate_nodes(tokens, values, plot.x), plot, 12)
+    parts = distinct_subtrees(tokens, values, evaluate_nodes(tokens, values, plot.x), plot, 12)
     kept = np.asarray(parts.y).any(axis=1)
     assert legal(np.asarray(parts.tokens)[kept]).all() and not np.asarray(parts.tokens)[~kept].any()
     np.testing.assert_allclose(
@@ -598,7 +590,7 @@ def test_the_sweep_puts_the_best_short_formulas_first(plot: Points) -> None:
     )
     rows[is_constant(rows)] = ANY_CONSTANT
     library = make_library(KEY, jnp.asarray(rows), plot)
-    found = sweep(library, plot, 4)
+    found = initial_pool(library, plot, 4)
     skeletons = {decode(t).skeleton() for t in np.asarray(found.tokens)}
     assert (
         len(skeletons) == 4 and (np.diff(found.cost) >= 0).all() and np.isfinite(found.fvu).all()
@@ -625,7 +617,7 @@ def test_a_free_number_in_a_denominator_is_found(text: str, skeleton: str, d: fl
     library = make_library(
         KEY, short_ones(["x1", "cube x1", "exp x1", "log x1", "exp mul 2.0 x1", "tanh x1"]), points
     )
-    tokens, values = ratios(library, points, 12)
+    tokens, values = quotients(library, points, 12)
     tokens, values = np.asarray(tokens), np.asarray(values)
     assert legal(tokens).all() and tokens.shape == values.shape == (12, CONFIG.slots)
     names = [decode(t).skeleton() for t in tokens]
@@ -662,8 +654,8 @@ def test_couples_find_both_halves_of_a_formula(text: str, kind: str) -> None:
     drawn = ("cos(x + sqrt(x))**2", "(x + sqrt(x))**2", "x + exp(x)", "sin(x + x**2)*exp(x)")
     tokens, values = (jnp.asarray(a) for a in encode([parse(t) for t in drawn], CONFIG.slots))
     values = values.astype(jnp.float32)
-    pairs = couple(
-        distinct_parts(tokens, values, evaluate_nodes(tokens, values, points.x), points, 24),
+    pairs = pair_up(
+        distinct_subtrees(tokens, values, evaluate_nodes(tokens, values, points.x), points, 24),
         library,
         points,
         4,
@@ -678,9 +670,9 @@ def test_a_pair_that_is_too_long_is_not_written(plot: Points) -> None:
     long = "x1" + " + sin(x1)" * 5
     tokens, values = (jnp.asarray(a) for a in encode([parse(long)], CONFIG.slots))
     values = values.astype(jnp.float32)
-    whole = Parts(tokens, values, jnp.where(plot.mask, evaluate(tokens, values, plot.x), 0.0))
+    whole = Subtrees(tokens, values, jnp.where(plot.mask, evaluate(tokens, values, plot.x), 0.0))
     library = make_library(KEY, short_ones(["sqrt x1", "log x1"]), plot)
-    pairs = couple(whole, library, plot, 4)
+    pairs = pair_up(whole, library, plot, 4)
     assert (np.asarray(pairs[0])[:, 0] == 1).all() and not np.asarray(pairs[0])[:, 1:].any()
 
 
@@ -698,4 +690,4 @@ def test_a_pair_that_is_too_long_is_not_written(plot: Points) -> None:
 )
 def test_a_budget_that_makes_no_sense_says_so(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        replace(Budget(), **change)
+        replace(SearchConfig(), **change)

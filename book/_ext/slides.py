@@ -235,7 +235,8 @@ class Deck:
         self.title = text.partition("\n")[0].removeprefix("# ")
         question = self.markdown.renderInline(self.title)
         self.start(
-            f"<p class='book'>RefineMath</p><h1>{question}</h1><p><a href='{self.link}'>the chapter</a></p>",
+            f"<p class='book'>RefineMath</p><h1>{question}</h1><p><a href='{self.link}'>the "
+            "chapter</a></p>",
             column=True,
         )
         goals = "\n".join(source for kind, source in blocks(text) if kind == "list")
@@ -267,7 +268,8 @@ class Deck:
         asked = questions or [summary for summary, _ in answers]
         for question, (_, answer) in zip(asked, answers, strict=True):
             self.start(
-                f"<h3>{self.markdown.renderInline(question)}</h3><div class='fragment'>{self.markdown.render(answer)}</div>"
+                f"<h3>{self.markdown.renderInline(question)}</h3><div "
+                f"class='fragment'>{self.markdown.render(answer)}</div>"
             )
 
     def html(self) -> str:

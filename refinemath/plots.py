@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.animation import FuncAnimation
@@ -19,8 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.mathtext import MathTextParser
 
-if TYPE_CHECKING:
-    from refinemath.solve import Result
+from refinemath.result import Result
 
 OKABE_ITO = {
     "orange": "#e69f00",
@@ -32,16 +31,17 @@ OKABE_ITO = {
     "pink": "#cc79a7",
     "black": "#000000",
 }
+
+
 CLOUD, POINT, SETTLED, GREY = (
     OKABE_ITO["blue"],
     OKABE_ITO["vermilion"],
     OKABE_ITO["green"],
     "#747474",
 )
+
+
 NO_STEPS = "the data are constant, so no step was taken"
-
-
-# what the pictures show, as numbers
 
 
 def latents(result: Result) -> np.ndarray:
@@ -121,7 +121,8 @@ def describe(result: Result) -> str:
     """The pictures in words, for alt text and for readers who cannot see them."""
     points, variables = result.x.shape
     text = [
-        f"{points} points in {variables} variable{'s' if variables > 1 else ''}, fitted by y = {result.sympy()}."
+        f"{points} points in {variables} variable{'s' if variables > 1 else ''}, fitted by y = "
+        f"{result.sympy()}."
     ]
     text.append(f"Unexplained share of the variance: {result.fvu:.1e}.")
     middle = _middle(moving(result))
@@ -141,9 +142,6 @@ def describe(result: Result) -> str:
             f"No step is shown: {NO_STEPS}." if result.outcome is None else "No thought moved."
         )
     return " ".join(text)
-
-
-# ---------------------------------------------------------------- still pictures
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -369,9 +367,6 @@ def plot_hero(result: Result) -> Figure:
     return figure
 
 
-# ---------------------------------------------------------------- pictures that move
-
-
 def animate_cloud(result: Result, *, interval: int = 250) -> FuncAnimation:
     """The cloud of thoughts step by step, `interval` milliseconds each; save it with
     `.save("cloud.gif", writer="pillow")`.
@@ -405,7 +400,8 @@ _PAGE = """<div class="interactive" id="{name}">
 <g fill="var(--rm-cloud, {cloud})" opacity="0.85" class="dots">{dots}</g>
 <circle cx="{goal[0]:g}" cy="{goal[1]:g}" r="3" fill="var(--rm-point, {point})"/>
 </svg>
-<p><label>Step <input type="range" min="1" max="{last}" value="1" aria-label="Step of the search"></label>
+<p><label>Step
+<input type="range" min="1" max="{last}" value="1" aria-label="Step of the search"></label>
 <output>{words}</output></p>
 </div>
 <script>
@@ -414,7 +410,10 @@ _PAGE = """<div class="interactive" id="{name}">
   const dots = figure.querySelectorAll(".dots circle");
   figure.querySelector("input").addEventListener("input", (event) => {{
     const t = Number(event.target.value) - 1;
-    dots.forEach((dot, k) => {{ dot.setAttribute("cx", at[t][k][0]); dot.setAttribute("cy", at[t][k][1]); }});
+    dots.forEach((dot, k) => {{
+      dot.setAttribute("cx", at[t][k][0]);
+      dot.setAttribute("cy", at[t][k][1]);
+    }});
     figure.querySelector("output").textContent = words[t];
   }});
 }})();

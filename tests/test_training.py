@@ -23,18 +23,19 @@ from formulas import from_bank
 from run_training import RECIPE
 from test_grammar import legal
 
-from refinemath import CheckpointError, DataError, RefineMath, checkpoint, grammar
-from refinemath import train as module
-from refinemath.data import Bank, make_bank
-from refinemath.language import ARITY, END, encode
-from refinemath.model import Candidate, Model, Points, execute
-from refinemath.train import (
+from experiments.release import release
+from refinemath import CheckpointError, DataError, RefineMath, grammar, training, weights
+from refinemath.corpus.build import build_table
+from refinemath.examples import SkeletonTable
+from refinemath.expression import ARITY, END, encode
+from refinemath.fitting import Candidate, Points, execute
+from refinemath.model import Model
+from refinemath.training import (
     Trainer,
     best_own_sample,
     corrupt,
     make_optimizer,
     make_trainer,
-    release,
     train,
     uses_muon,
 )
@@ -83,7 +84,7 @@ def params(tiny_model: Model) -> object:
 def holders(optimizer_state: object, moment: str) -> set[str]:
     """Parameters for which an optimizer state holds a moment of the given name."""
     found = set()
-    for name in checkpoint.named_leaves(optimizer_state):
+    for name in weights.named_leaves(optimizer_state):
         match = re.search(rf"inner_states/{moment}/.*?/(?:mu|nu)/(.*)", name)
         if match:
             found.add(match.group(1))
@@ -91,7 +92,7 @@ def holders(optimizer_state: object, moment: str) -> set[str]:
 
 
 def test_muon_gets_exactly_these_parameters(params: object) -> None:
-    names = checkpoint.named_leaves(params)
+    names = weights.named_leaves(params)
     assert {n for n in names if uses_muon(n)} == MUON
     assert {n for n, leaf in names.items() if leaf.ndim == 2} == MUON | ADAM_MATRICES
 
@@ -100,22 +101,20 @@ def test_optax_splits_them_as_we_say(params: object) -> None:
     """Asked of the optimizer's own state, not of our rule."""
     state = jax.eval_shape(make_optimizer(RECIPE, params).init, params)
     assert holders(state, "muon") == MUON
-    assert holders(state, "adam") == set(checkpoint.named_leaves(params)) - MUON
+    assert holders(state, "adam") == set(weights.named_leaves(params)) - MUON
 
 
 def test_with_adamw_every_parameter_has_both_moments(params: object) -> None:
     state = jax.eval_shape(make_optimizer(replace(RECIPE, optimizer="adamw"), params).init, params)
-    names = list(checkpoint.named_leaves(state))
-    assert all(
-        sum(n.endswith("/" + p) for n in names) == 2 for p in checkpoint.named_leaves(params)
-    )
+    names = list(weights.named_leaves(state))
+    assert all(sum(n.endswith("/" + p) for n in names) == 2 for p in weights.named_leaves(params))
 
 
 # ---------------------------------------------------------------- corruption and own samples
 
 
 @pytest.mark.usefixtures("strict")
-def test_a_corrupted_formula_is_legal_and_of_the_same_length(bank: Bank) -> None:
+def test_a_corrupted_formula_is_legal_and_of_the_same_length(bank: SkeletonTable) -> None:
     tokens, _ = encode(from_bank(bank, 4096, seed=20))
     rows = jnp.asarray(tokens)
     new = np.asarray(corrupt(KEY, rows))
@@ -130,7 +129,7 @@ def test_a_corrupted_formula_is_legal_and_of_the_same_length(bank: Bank) -> None
 
 
 @pytest.mark.usefixtures("strict")
-def test_the_best_own_sample_is_at_least_as_good_four_times_of_five(bank: Bank) -> None:
+def test_the_best_own_sample_is_at_least_as_good_four_times_of_five(bank: SkeletonTable) -> None:
     x = jnp.linspace(0.5, 3, 24, dtype=jnp.float32)
     points = Points(
         jnp.tile(x, (256, 1, 1)), jnp.tile(jnp.sin(x) + x, (256, 1)), jnp.ones((256, 24), bool)
@@ -152,10 +151,9 @@ def test_the_best_own_sample_is_at_least_as_good_four_times_of_five(bank: Bank) 
 @pytest.fixture(scope="module")
 def small_bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bank in a file, as a run leaves it in its folder."""
-    from refinemath.data import make_bank
 
     path = tmp_path_factory.mktemp("bank") / "bank.npz"
-    bank = make_bank(RECIPE.bank_per_length, seed=0, chunk=1024, patience=1)
+    bank = build_table(RECIPE.bank_per_length, seed=0, chunk=1024, patience=1)
     np.savez(path, tokens=bank.tokens, start=bank.start)
     return path
 
@@ -224,7 +222,7 @@ def test_the_loss_falls(whole_run: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:optax")
-def test_stillness_reaches_training_steps_of_one_refiner_step(bank: Bank) -> None:
+def test_stillness_reaches_training_steps_of_one_refiner_step(bank: SkeletonTable) -> None:
     """What decides is the step before, also where that was another training step: nothing is still
     at first, some of what goes on is later.
     """
@@ -251,7 +249,7 @@ def test_a_run_leaves_a_log_a_checkpoint_and_weights(whole_run: Path) -> None:
         "solved",
     } <= lines[0].keys()
     assert lines[0]["loss"] == pytest.approx(losses(whole_run)[:50].mean(), abs=1e-4)
-    meta = checkpoint.read_meta(whole_run / "weights.npz")
+    meta = weights.read_meta(whole_run / "weights.npz")
     assert (
         meta["config"]["latent_dim"] == CONFIG.latent_dim
         and meta["examples"] == STEPS * RECIPE.batch
@@ -295,7 +293,7 @@ def test_killed_five_times_and_resumed_is_never_interrupted_bit_for_bit(
         process.send_signal(signal.SIGKILL)
         out, _ = process.communicate()
         assert process.returncode == -signal.SIGKILL, out[-3000:]
-        seen.append(checkpoint.read_meta(saved)["step"])
+        seen.append(weights.read_meta(saved)["step"])
     assert (
         seen == sorted(set(seen)) and seen[-1] < STEPS
     )  # every life made progress and none came to the end
@@ -348,9 +346,9 @@ def test_two_variables_are_trained_and_solved(
 ) -> None:
     """Weights of a few steps, and a search around them that finds x1 x2."""
     monkeypatch.setattr(
-        module, "training_exclusions", lambda _: (None, jnp.zeros((1, 24), jnp.float32))
+        training, "training_exclusions", lambda _: (None, jnp.zeros((1, 24), jnp.float32))
     )
-    bank = make_bank(8, seed=0, variables=2, chunk=512, patience=1)
+    bank = build_table(8, seed=0, variables=2, chunk=512, patience=1)
     assert {1, 2} <= set(np.unique(np.asarray(bank.tokens)).tolist()) and 3 not in np.asarray(
         bank.tokens
     )
@@ -389,16 +387,19 @@ def test_a_batch_must_divide_among_the_devices(
         pytest.raises(ValueError, match="batch is 16; it must be a multiple of the 3 devices"),
     ):
         make_trainer(
-            CONFIG, RECIPE, Bank(jnp.asarray(file["tokens"]), jnp.asarray(file["start"])), None
+            CONFIG,
+            RECIPE,
+            SkeletonTable(jnp.asarray(file["tokens"]), jnp.asarray(file["start"])),
+            None,
         )
 
 
 @pytest.mark.usefixtures("uncompiled")
 def test_a_bank_of_another_recipe_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bank: Bank
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bank: SkeletonTable
 ) -> None:
-    monkeypatch.setattr(module, "make_bank", lambda *_, **__: bank)
-    monkeypatch.setattr(module, "make_trainer", lambda *_: pytest.fail("far enough"))
+    monkeypatch.setattr(training, "build_table", lambda *_, **__: bank)
+    monkeypatch.setattr(training, "make_trainer", lambda *_: pytest.fail("far enough"))
     with pytest.raises(
         pytest.fail.Exception, match="far enough"
     ):  # the bank is written before that
@@ -418,15 +419,15 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """`train` up to its first step: the state before a checkpoint is read is known by its shapes
     alone.
     """
-    build = module.make_trainer
+    build = training.make_trainer
 
     def shapes(*arguments: Any) -> Trainer:
         trainer = build(*arguments)
         return replace(trainer, init=lambda: jax.eval_shape(trainer.init))
 
-    monkeypatch.setattr(module, "make_trainer", shapes)
+    monkeypatch.setattr(training, "make_trainer", shapes)
     monkeypatch.setattr(
-        module, "training_exclusions", lambda _: (None, jnp.zeros((1, 24), jnp.float32))
+        training, "training_exclusions", lambda _: (None, jnp.zeros((1, 24), jnp.float32))
     )
 
 
@@ -448,7 +449,7 @@ def test_a_release_is_the_average_and_is_never_overwritten(whole_run: Path, tmp_
     with np.load(tmp_path / "refinemath-64.npz") as a, np.load(whole_run / "weights.npz") as b:
         for name in set(b.files) - {"__meta__"}:
             np.testing.assert_array_equal(a[name], b[name])
-    meta = checkpoint.read_meta(tmp_path / "refinemath-64.npz")
+    meta = weights.read_meta(tmp_path / "refinemath-64.npz")
     assert meta["scores"] == {"suites": 0} and meta["step"] == STEPS
     with pytest.raises(FileExistsError, match="never overwritten"):
         release(whole_run, tmp_path / "refinemath-64.npz")

@@ -26,13 +26,17 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from refinemath import checkpoint
-from refinemath.data import Bank, Examples, draw_examples, length_weights, make_bank
-from refinemath.heldout import training_exclusions
-from refinemath.language import ARITY, END, TOKEN_VALUE, VARIABLES, VOCABULARY, VOCABULARY_SIZE
-from refinemath.model import Candidate, Config, Model, Points, choose, execute, no_candidate
+from refinemath import weights
+from refinemath.corpus.build import build_table
+from refinemath.corpus.exclusions import training_exclusions
+from refinemath.examples import Examples, SkeletonTable, draw_examples, length_weights
+from refinemath.expression import ARITY, END, TOKEN_VALUE, VARIABLES, VOCABULARY, VOCABULARY_SIZE
+from refinemath.fitting import Candidate, Points, execute, no_candidate, tree_where
+from refinemath.model import Model, ModelConfig
 
 OPTIMIZERS = ("muon", "adamw")
+
+
 COUNTS = (
     "steps",
     "batch",
@@ -43,8 +47,10 @@ COUNTS = (
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A training run.  Everything that changes the resulting weights is here or in `Config`."""
+class TrainConfig:
+    """A training run.  Everything that changes the resulting weights is here or in
+    `ModelConfig`.
+    """
 
     steps: int = 10_000
     batch: int = 256
@@ -82,7 +88,7 @@ class Recipe:
             raise ValueError(f"there is no weights file {self.start_from}")
 
 
-class Thoughts(NamedTuple):
+class TrainBatch(NamedTuple):
     """A batch of problems with where each stands: its latent, its candidate, and whether (1.0 or
     0.0) that candidate outlived the last step.
     """
@@ -93,13 +99,13 @@ class Thoughts(NamedTuple):
     still: Float[Array, " batch"]
 
 
-class State(NamedTuple):
+class TrainState(NamedTuple):
     """Everything that a resumed run needs to continue bit for bit."""
 
     params: Any
     ema: Any
     optimizer: Any
-    thoughts: Thoughts
+    thoughts: TrainBatch
     step: Array
 
 
@@ -136,15 +142,15 @@ def corrupt(key: Array, tokens: Int[Array, "batch slots"]) -> Int[Array, "batch 
     )
 
 
-def fresh_thoughts(
+def fresh_batch(
     key: Array,
     model: Model,
-    bank: Bank,
-    recipe: Recipe,
+    bank: SkeletonTable,
+    recipe: TrainConfig,
     weights: Array,
     probes: Array | None,
-    config: Config,
-) -> Thoughts:
+    config: ModelConfig,
+) -> TrainBatch:
     """New problems with a seed thought each and a first candidate: none (a share `blank`) or a
     corrupted one.
     """
@@ -160,9 +166,9 @@ def fresh_thoughts(
         points,
     )
     nothing = jax.random.bernoulli(k[2], recipe.blank, (recipe.batch,))
-    candidate = choose(nothing, no_candidate(points, config.slots), started)
+    candidate = tree_where(nothing, no_candidate(points, config.slots), started)
     noise = recipe.noise * jax.random.normal(k[3], (recipe.batch, config.slots, config.latent_dim))
-    return Thoughts(
+    return TrainBatch(
         examples, model.refiner.start(noise), candidate, jnp.zeros(recipe.batch, jnp.float32)
     )
 
@@ -182,12 +188,12 @@ def best_own_sample(
     better = (own.fvu < current.fvu) | jax.random.bernoulli(
         jax.random.fold_in(key, 1), 0.2, (batch,)
     )
-    return choose(better, own, current)
+    return tree_where(better, own, current)
 
 
 def loss_fn(
-    params: Any, graph: Any, thoughts: Thoughts, key: Array, recipe: Recipe
-) -> tuple[Array, tuple[Thoughts, dict[str, Array]]]:
+    params: Any, graph: Any, thoughts: TrainBatch, key: Array, recipe: TrainConfig
+) -> tuple[Array, tuple[TrainBatch, dict[str, Array]]]:
     """Mean cross-entropy of the true token in every slot after each of `unroll` refiner steps, and
     the thoughts to go on from.
     """
@@ -246,11 +252,8 @@ def loss_fn(
     metrics["from_nothing"] = jnp.sum(per * blank) / jnp.maximum(jnp.sum(blank), 1)
     metrics["solved"] = jnp.mean(candidate.fvu < 1e-6)
     metrics["loss"] = total / recipe.unroll
-    after = Thoughts(e, jax.lax.stop_gradient(z), candidate, still)
+    after = TrainBatch(e, jax.lax.stop_gradient(z), candidate, still)
     return total / recipe.unroll, (after, metrics)
-
-
-# ---------------------------------------------------------------- the optimizer
 
 
 _ADAM_KERNELS = ("encoder/first", "refiner/number", "refiner/feedback/")
@@ -263,7 +266,7 @@ def uses_muon(name: str) -> bool:
     return name.endswith("kernel") and not name.startswith(_ADAM_KERNELS)
 
 
-def make_optimizer(recipe: Recipe, params: Any) -> optax.GradientTransformation:
+def make_optimizer(recipe: TrainConfig, params: Any) -> optax.GradientTransformation:
     """Warm-up, constant, linear decay to zero; Muon (optax) for the matrices of `uses_muon`, AdamW
     for the rest.  Chapter 6.
     """
@@ -279,7 +282,7 @@ def make_optimizer(recipe: Recipe, params: Any) -> optax.GradientTransformation:
     if recipe.optimizer == "adamw":
         inner = optax.adamw(schedule, b1=0.9, b2=0.99, weight_decay=0.01)
     else:
-        names = list(checkpoint.named_leaves(params))
+        names = list(weights.named_leaves(params))
         spec = [optax.contrib.MuonDimensionNumbers() if uses_muon(n) else None for n in names]
         dimensions = jax.tree.unflatten(jax.tree.structure(params), spec)
         inner = optax.contrib.muon(
@@ -293,19 +296,20 @@ def make_optimizer(recipe: Recipe, params: Any) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), inner)
 
 
-# ---------------------------------------------------------------- the step and the loop
-
-
 @dataclass(frozen=True)
 class Trainer:
     """The compiled step, its first state, and how a state lies on the devices."""
 
-    step: Callable[[State], tuple[State, dict[str, Array]]]
-    init: Callable[[], State]
-    place: Callable[[State], State]  # the share of every device: its problems, and all of the rest
+    step: Callable[[TrainState], tuple[TrainState, dict[str, Array]]]
+    init: Callable[[], TrainState]
+    place: Callable[
+        [TrainState], TrainState
+    ]  # the share of every device: its problems, and all of the rest
 
 
-def make_trainer(config: Config, recipe: Recipe, bank: Bank, probes: Array | None) -> Trainer:
+def make_trainer(
+    config: ModelConfig, recipe: TrainConfig, bank: SkeletonTable, probes: Array | None
+) -> Trainer:
     """Build the jitted training step.  Its batch is split over all devices of a mesh; with one
     device that changes nothing.
     """
@@ -315,22 +319,22 @@ def make_trainer(config: Config, recipe: Recipe, bank: Bank, probes: Array | Non
         )
     graph, template = nnx.split(nnx.eval_shape(lambda: Model(config, rngs=nnx.Rngs(recipe.seed))))
     optimizer = make_optimizer(recipe, template)
-    weights = length_weights(bank)
+    lengths = length_weights(bank)
     root = jax.random.key(recipe.seed)
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    layout = State(whole, whole, whole, split, whole)  # type: ignore[arg-type]
+    layout = TrainState(whole, whole, whole, split, whole)  # type: ignore[arg-type]
 
-    def init() -> State:
+    def init() -> TrainState:
         model = Model(config, rngs=nnx.Rngs(recipe.seed))
         params = nnx.state(model)
         if recipe.start_from:
-            params, _ = checkpoint.load(Path(recipe.start_from), params, grown=True)
-        thoughts = fresh_thoughts(
-            jax.random.fold_in(root, 2**32 - 1), model, bank, recipe, weights, probes, config
+            params, _ = weights.load(Path(recipe.start_from), params, grown=True)
+        thoughts = fresh_batch(
+            jax.random.fold_in(root, 2**32 - 1), model, bank, recipe, lengths, probes, config
         )
-        return State(
+        return TrainState(
             params,
             jax.tree.map(jnp.copy, params),
             optimizer.init(params),
@@ -341,16 +345,16 @@ def make_trainer(config: Config, recipe: Recipe, bank: Bank, probes: Array | Non
     @functools.partial(
         jax.jit, donate_argnums=0, out_shardings=(layout, whole) if jax.device_count() > 1 else None
     )
-    def step(state: State) -> tuple[State, dict[str, Array]]:
+    def step(state: TrainState) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(root, state.step)
         k_new, k_go, k_loss = jax.random.split(key, 3)
-        new = fresh_thoughts(
-            k_new, nnx.merge(graph, state.params), bank, recipe, weights, probes, config
+        new = fresh_batch(
+            k_new, nnx.merge(graph, state.params), bank, recipe, lengths, probes, config
         )
         go_on = jax.random.bernoulli(k_go, recipe.go_on, (recipe.batch,)) & (
             state.thoughts.examples.weight > 0
         )
-        thoughts = choose(go_on, state.thoughts, new)
+        thoughts = tree_where(go_on, state.thoughts, new)
         if jax.device_count() > 1:
             thoughts = jax.lax.with_sharding_constraint(thoughts, split)
         gradient, (after, metrics) = jax.grad(loss_fn, has_aux=True)(
@@ -361,15 +365,15 @@ def make_trainer(config: Config, recipe: Recipe, bank: Bank, probes: Array | Non
         rate = jnp.minimum(recipe.ema, (1.0 + state.step) / (10.0 + state.step)).astype(jnp.float32)
         ema = jax.tree.map(lambda a, b: rate * a + (1 - rate) * b, state.ema, params)
         metrics["gradient_norm"] = optax.global_norm(gradient)
-        return State(params, ema, moments, after, state.step + 1), metrics
+        return TrainState(params, ema, moments, after, state.step + 1), metrics
 
-    def place(state: State) -> State:
+    def place(state: TrainState) -> TrainState:
         return jax.device_put(state, layout) if jax.device_count() > 1 else state
 
     return Trainer(step, lambda: place(jax.jit(init)()), place)
 
 
-def gathered(state: State) -> State:
+def gathered(state: TrainState) -> TrainState:
     """The whole state on this process.  Where several processes hold shares of it, all of them must
     call this together.
     """
@@ -377,7 +381,7 @@ def gathered(state: State) -> State:
         return state
     from jax.experimental import multihost_utils
 
-    whole: State = multihost_utils.process_allgather(state, tiled=True)
+    whole: TrainState = multihost_utils.process_allgather(state, tiled=True)
     return whole
 
 
@@ -391,15 +395,15 @@ def agreed(decision: bool) -> bool:
 
 
 def train(
-    config: Config,
-    recipe: Recipe,
+    config: ModelConfig,
+    recipe: TrainConfig,
     folder: Path,
     *,
     save_seconds: float = 300.0,
-    bank: Bank | None = None,
+    bank: SkeletonTable | None = None,
     show: bool = True,
     stop_after: int | None = None,
-) -> State:
+) -> TrainState:
     """Run a recipe in `folder`, resuming its checkpoint if there is one; writes `log.jsonl`,
     `checkpoint.npz` and at the end `weights.npz`.
 
@@ -416,39 +420,40 @@ def train(
         if cache.exists():
             with np.load(cache) as file:
                 if "made_for" in file.files and str(file["made_for"]) != made_for:
-                    raise checkpoint.CheckpointError(
+                    raise weights.CheckpointError(
                         f"{cache} was made for another run; use another folder, or delete the file"
                     )
-                bank = Bank(jnp.asarray(file["tokens"]), jnp.asarray(file["start"]))
+                bank = SkeletonTable(jnp.asarray(file["tokens"]), jnp.asarray(file["start"]))
         else:
-            bank = make_bank(
+            bank = build_table(
                 recipe.bank_per_length,
                 seed=recipe.seed,
                 variables=config.variables,
                 slots=config.slots,
                 excluded=words,
             )
-            with checkpoint.in_one_step(cache) as file:
+            with weights.in_one_step(cache) as file:
                 np.savez(file, tokens=bank.tokens, start=bank.start, made_for=np.array(made_for))
     trainer = make_trainer(config, recipe, bank, probes)
     state = trainer.init()
     path = folder / "checkpoint.npz"
     record = {"config": asdict(config), "recipe": asdict(recipe)}
     if path.exists():
-        state, meta = checkpoint.load(path, state)
+        state, meta = weights.load(path, state)
         if meta["config"] != record["config"] or {**meta["recipe"], "steps": 0, "decay": 0} != {
             **record["recipe"],
             "steps": 0,
             "decay": 0,
         }:
-            raise checkpoint.CheckpointError(
-                f"{path} belongs to another run: {meta['config']}, {meta['recipe']}; use another folder"
+            raise weights.CheckpointError(
+                f"{path} belongs to another run: {meta['config']}, {meta['recipe']}; use another "
+                "folder"
             )
         state = trainer.place(state)
     everything = state
     first = int(state.step)
     if first > recipe.steps:
-        raise checkpoint.CheckpointError(
+        raise weights.CheckpointError(
             f"{path} has {first} steps already; ask for at least as many, not {recipe.steps}"
         )
     last = recipe.steps if stop_after is None else min(recipe.steps, first + stop_after)
@@ -484,7 +489,8 @@ def train(
                     log.flush()
                 if not np.isfinite(mean["loss"]):
                     raise FloatingPointError(
-                        f"the loss is {mean['loss']} at step {step + 1}; the last checkpoint is {path}"
+                        f"the loss is {mean['loss']} at step {step + 1}; the last checkpoint is "
+                        f"{path}"
                     )
             due = step + 1 == last or (
                 (jax.process_count() == 1 or (step + 1) % 50 == 0)
@@ -493,37 +499,13 @@ def train(
             if due:
                 everything = gathered(state)
                 if lead:
-                    checkpoint.save(path, everything, {**record, "step": step + 1})
+                    weights.save(path, everything, {**record, "step": step + 1})
                 saved = time.monotonic()
     if lead and last == recipe.steps:
-        checkpoint.save(
+        weights.save(
             folder / "weights.npz",
             everything.ema,
             {**record, "examples": recipe.steps * recipe.batch},
             dtype=np.float16,
         )
     return state
-
-
-def release(folder: Path, target: Path, extra: dict[str, Any] | None = None) -> None:
-    """Write the averaged weights of the checkpoint in `folder` as a weights file (float16).  An
-    existing file is never overwritten.
-    """
-    if target.exists():
-        raise FileExistsError(
-            f"{target} exists; released weights are never overwritten, choose another name"
-        )
-    meta = checkpoint.read_meta(folder / "checkpoint.npz")
-    config, recipe = Config(**meta["config"]), meta["recipe"]
-    template = nnx.state(nnx.eval_shape(lambda: Model(config, rngs=nnx.Rngs(0))))
-    with np.load(folder / "checkpoint.npz", allow_pickle=False) as file:
-        leaves = [jnp.asarray(file["ema/" + name]) for name in checkpoint.named_leaves(template)]
-    params = jax.tree.unflatten(jax.tree.structure(template), leaves)
-    record = {
-        "config": meta["config"],
-        "recipe": recipe,
-        "step": meta["step"],
-        "examples": meta["step"] * recipe["batch"],
-        **(extra or {}),
-    }
-    checkpoint.save(target, params, record, dtype=np.float16)

@@ -24,13 +24,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from refinemath import checkpoint
-from refinemath.data import make_bank
-from refinemath.fit import polish
-from refinemath.heldout import training_exclusions
-from refinemath.language import Formula, FormulaError, parse, split_terms
-from refinemath.search import POINTS, Budget
-from refinemath.solve import RefineMath, Result, read_points
+from refinemath import weights
+from refinemath.answer.solution import refine_constants
+from refinemath.corpus.build import build_table
+from refinemath.corpus.exclusions import training_exclusions
+from refinemath.expression import Formula, FormulaError, split_terms
+from refinemath.loop import POINTS
+from refinemath.problem import read_points
+from refinemath.result import Result
+from refinemath.solver import RefineMath
+from refinemath.text import parse
 
 STRICT = 1e-10
 
@@ -154,11 +157,16 @@ def recovered(problem: Problem, result: Result) -> bool:
         return any(is_instance(found, form, problem) for form in problem.accept)
     if "noise" in problem.suite:
         clean = problem.truth.evaluate(problem.x[None])
-        refitted = polish(split_terms(found), problem.x[None], clean)
+        refitted = refine_constants(split_terms(found), problem.x[None], clean)
         if refitted is None:
             return False
         found = refitted.formula()
     return max(strict_fvu(problem, found)) <= STRICT
+
+
+def _substitute(form: str, numbers: dict[str, str]) -> str:
+    """The text with numbers in place of the letters a to d."""
+    return re.sub(r"\b([a-d])\b", lambda m: numbers[m.group(1)], form)
 
 
 def is_instance(found: Formula, form: str, problem: Problem) -> bool:
@@ -183,10 +191,10 @@ def is_instance(found: Formula, form: str, problem: Problem) -> bool:
             for name in "abcd"
         }
         try:
-            start = parse(re.sub(r"\b([a-d])\b", lambda m, s=sizes: f"({s[m.group(1)]!r})", form))  # type: ignore[misc]
+            start = parse(_substitute(form, {name: f"({v!r})" for name, v in sizes.items()}))
         except FormulaError:
             continue
-        fitted = polish(split_terms(start), x[None], y)
+        fitted = refine_constants(split_terms(start), x[None], y)
         if fitted is not None and fitted.fvu < 1e-6:
             return True
     return False
@@ -217,7 +225,7 @@ def _changed(model: RefineMath, **settings: Any) -> RefineMath:
 
 @functools.cache
 def _blind_prior(seed: int, per_length: int) -> np.ndarray:
-    return np.asarray(make_bank(per_length, seed=seed, excluded=training_exclusions()[0]).tokens)
+    return np.asarray(build_table(per_length, seed=seed, excluded=training_exclusions()[0]).tokens)
 
 
 def warm_up(model: RefineMath, problems: Sequence[Problem]) -> None:
@@ -269,7 +277,8 @@ def run(
         if show:
             mark = "+" if record["recovered"] else "-"
             print(
-                f"{mark} {problem.name:16s} {result.seconds:6.2f} s {result.iterations:3d} it  FVU {result.fvu:8.1e}  {str(result.sympy())[:90]}",
+                f"{mark} {problem.name:16s} {result.seconds:6.2f} s {result.iterations:3d} it  "
+                f"FVU {result.fvu:8.1e}  {str(result.sympy())[:90]}",
                 flush=True,
             )
     return records
@@ -311,7 +320,7 @@ def environment(command: str) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),
         "jax": jax.__version__,
-        "hardware": f"{platform.machine()}, {jax.device_count()} {jax.devices()[0].platform} device(s)",
+        "hardware": f"{platform.machine()}, {jax.device_count()} {jax.default_backend()} device(s)",
     }
 
 
@@ -359,7 +368,7 @@ def evaluate(
                 f"{system}/{part}: {report['results'][f'{system}/{part}']['summary']}", flush=True
             )
             if out is not None:
-                with checkpoint.in_one_step(out) as file:
+                with weights.in_one_step(out) as file:
                     file.write((json.dumps(report, indent=1) + "\n").encode())
     return report
 
@@ -377,11 +386,14 @@ def _variant(model: RefineMath, system: str) -> RefineMath:
 
 
 SYSTEMS = ("refinemath", "no-sweep", "no-edits", "null", "null-edits")
+
+
 PARTS = ("suites", "heldout", "noise", "real")
+
+
 __all__ = [
     "PARTS",
     "SYSTEMS",
-    "Budget",
     "Problem",
     "evaluate",
     "heldout_problems",

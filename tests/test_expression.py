@@ -10,8 +10,9 @@ from formulas import double as in_double
 from formulas import formulas, from_bank
 from hypothesis import given, settings
 
-from refinemath.data import Bank
-from refinemath.language import (
+from refinemath.examples import SkeletonTable
+from refinemath.execution import additive_terms, evaluate, evaluate_nodes, sensitivities, structure
+from refinemath.expression import (
     CONSTANT_BINS,
     FIRST_CONSTANT,
     OPERATORS,
@@ -20,20 +21,14 @@ from refinemath.language import (
     Formula,
     FormulaError,
     Operator,
-    additive_terms,
     combine,
     decode,
     encode,
-    evaluate,
-    evaluate_nodes,
     is_constant,
     nearest_constant,
-    parse,
-    parse_prefix,
-    sensitivities,
     split_terms,
-    structure,
 )
+from refinemath.text import parse, parse_prefix
 
 pytestmark = pytest.mark.usefixtures("strict")
 compiled_structure = jax.jit(structure)
@@ -135,7 +130,7 @@ def test_structure_gives_the_operands(e: Formula) -> None:
         assert size[i] == 1 + sum(map(len, pieces))
 
 
-def test_device_evaluation_is_numpy_evaluation(bank: Bank) -> None:
+def test_device_evaluation_is_numpy_evaluation(bank: SkeletonTable) -> None:
     chosen = from_bank(bank, 300)
     tokens, values = encode(chosen)
     x = np.linspace(-3, 3, 32)[None]
@@ -156,7 +151,7 @@ def test_device_evaluation_is_numpy_evaluation(bank: Bank) -> None:
     np.testing.assert_allclose(by_jax[here], by_numpy[here], rtol=1e-9, atol=1e-12)
 
 
-def test_numpy_evaluation_is_sympy(bank: Bank) -> None:
+def test_numpy_evaluation_is_sympy(bank: SkeletonTable) -> None:
     x = np.array([0.37, 1.21, 2.6])
     compared = 0
     for e in from_bank(bank, 60, seed=1):
@@ -178,7 +173,7 @@ def test_numpy_evaluation_is_sympy(bank: Bank) -> None:
     assert compared > 60
 
 
-def test_jit_is_eager(bank: Bank) -> None:
+def test_jit_is_eager(bank: SkeletonTable) -> None:
     tokens, values = encode(from_bank(bank, 8, seed=2))
     inputs = (
         jnp.asarray(tokens),
@@ -191,7 +186,7 @@ def test_jit_is_eager(bank: Bank) -> None:
     np.testing.assert_allclose(compiled, eager, rtol=2e-4)
 
 
-def test_sensitivities_are_what_jax_differentiates(bank: Bank) -> None:
+def test_sensitivities_are_what_jax_differentiates(bank: SkeletonTable) -> None:
     """One sweep gives the derivative by every constant, of the whole formula and of a weighted sum
     of its additive terms.
     """
@@ -243,7 +238,7 @@ def test_what_is_undefined_is_nan(text: str) -> None:
     assert np.isnan(out).all()
 
 
-def test_additive_terms_are_split_terms(bank: Bank) -> None:
+def test_additive_terms_are_split_terms(bank: SkeletonTable) -> None:
     chosen = [*from_bank(bank, 100, seed=3), parse("x - (sin(x) - 2) + x**2"), parse("x")]
     tokens, _ = encode(chosen)
     slots_of, term = (np.asarray(a) for a in additive_terms(jnp.asarray(tokens), SLOTS))

@@ -14,32 +14,22 @@ from formulas import double as in_double
 from formulas import from_bank
 from hypothesis import given
 
-from refinemath.data import Bank
-from refinemath.fit import (
-    Fitted,
+from refinemath.answer.rounding import drop_negligible, round_constants, simple_neighbours
+from refinemath.answer.solution import (
     Solution,
-    appraise,
-    coefficients,
-    description_length,
-    fraction_price,
+    code_length,
+    fraction_code_length,
     heavy_tailed,
-    levenberg_marquardt,
     linear_solution,
-    nice_numbers,
-    polish,
-    project,
-    snap,
+    refine_constants,
+    score_solution,
     solution_values,
-    without_rounding,
 )
-from refinemath.language import (
-    TOKEN_PRICE,
-    additive_terms,
-    encode,
-    evaluate_nodes,
-    parse,
-    split_terms,
-)
+from refinemath.examples import SkeletonTable
+from refinemath.execution import additive_terms, evaluate_nodes
+from refinemath.expression import TOKEN_CODE_LENGTH, encode, split_terms
+from refinemath.fitting import Fitted, coefficients, levenberg_marquardt, project
+from refinemath.text import parse
 
 pytestmark = pytest.mark.usefixtures("strict")
 RNG = np.random.default_rng(0)
@@ -181,7 +171,7 @@ def test_the_numbers_inside_are_found_to_double_precision(
     assert float(found.fvu[0]) < 1e-22
 
 
-def test_a_fit_never_gets_worse(bank: Bank) -> None:
+def test_a_fit_never_gets_worse(bank: SkeletonTable) -> None:
     chosen = from_bank(bank, 64, seed=5)
     tokens, values = encode(chosen)
     args = (
@@ -199,7 +189,7 @@ def test_a_fit_never_gets_worse(bank: Bank) -> None:
         before = fvu
 
 
-def test_no_step_leaves_the_numbers_alone(bank: Bank) -> None:
+def test_no_step_leaves_the_numbers_alone(bank: SkeletonTable) -> None:
     tokens, values = encode(from_bank(bank, 64, seed=6))
     args = jnp.asarray(tokens), jnp.asarray(values, jnp.float32)
     x, y, mask = points_of("2*sin(1.83*x) - log(x)")
@@ -255,9 +245,9 @@ def test_undefined_and_number_free_formulas_pass_through(text: str) -> None:
 
 
 def solved(text: str, y: np.ndarray, x: np.ndarray = X) -> Solution:
-    solution = polish(split_terms(parse(text)), x, y)
+    solution = refine_constants(split_terms(parse(text)), x, y)
     assert solution is not None
-    return appraise(solution, x, y)
+    return score_solution(solution, x, y)
 
 
 def test_linear_solution_is_lstsq() -> None:
@@ -306,14 +296,17 @@ def test_any_scale_of_y_is_solved(scale: float) -> None:
 
 def test_an_undefined_term_has_no_solution() -> None:
     assert linear_solution([parse("log(x - 2)")], X, X[0]) is None
-    assert polish([parse("log(x - 2)")], X, X[0]) is None
+    assert refine_constants([parse("log(x - 2)")], X, X[0]) is None
 
 
-def test_polish_never_gets_worse(bank: Bank) -> None:
+def test_polish_never_gets_worse(bank: SkeletonTable) -> None:
     y = parse("2*sin(1.83*x) - log(x)").evaluate(X)
     compared = 0
     for e in from_bank(bank, 40, seed=7):
-        before, after = linear_solution(split_terms(e), X, y), polish(split_terms(e), X, y)
+        before, after = (
+            linear_solution(split_terms(e), X, y),
+            refine_constants(split_terms(e), X, y),
+        )
         assert (before is None) == (after is None)
         if before is not None and after is not None:
             assert after.fvu <= before.fvu
@@ -323,7 +316,7 @@ def test_polish_never_gets_worse(bank: Bank) -> None:
 
 def test_a_frozen_number_stays() -> None:
     y = parse("sin(1.83*x + 0.4)").evaluate(X)
-    solution = polish([parse("sin(1.7*x + 0.5)")], X, y, frozen=frozenset({0}))
+    solution = refine_constants([parse("sin(1.7*x + 0.5)")], X, y, frozen=frozenset({0}))
     assert solution is not None
     frozen = [parse("sin(1.7*x + 0.5)").constants()[0]]
     assert solution.terms[0].constants()[0] == frozen[0] and solution.terms[0].constants()[1] != 0.5
@@ -334,32 +327,32 @@ def test_a_frozen_number_stays() -> None:
 
 @given(st.floats(1e-3, 1e3).flatmap(lambda v: st.sampled_from([v, -v])))
 def test_nice_numbers_are_near_and_not_zero(v: float) -> None:
-    for n in nice_numbers(v):
+    for n in simple_neighbours(v):
         assert n != 0 and abs(n - v) <= 0.05 * abs(v)
 
 
 @pytest.mark.parametrize("v", [2.0, 0.5, 1 / 3, -4.0, np.pi, 2 * np.pi / 3, 0.7])
 def test_a_simple_number_is_among_its_neighbours(v: float) -> None:
-    assert min(abs(n - v) for n in nice_numbers(v * (1 + 1e-7))) < 1e-12
+    assert min(abs(n - v) for n in simple_neighbours(v * (1 + 1e-7))) < 1e-12
 
 
 def test_a_large_number_is_no_multiple_of_pi() -> None:
-    assert 66.5 * np.pi not in nice_numbers(209.19) and any(
-        abs(n - 12 * np.pi) < 1e-9 for n in nice_numbers(37.7)
+    assert 66.5 * np.pi not in simple_neighbours(209.19) and any(
+        abs(n - 12 * np.pi) < 1e-9 for n in simple_neighbours(37.7)
     )
 
 
 @pytest.mark.parametrize("v", [1.7e308, np.float64(1.7e308), -3e200, 2e-308])
 def test_numbers_at_the_end_of_float64_have_neighbours_or_none(v: float) -> None:
-    assert all(np.isfinite(n) for n in nice_numbers(v)) and fraction_price(v) > 0
+    assert all(np.isfinite(n) for n in simple_neighbours(v)) and fraction_code_length(v) > 0
 
 
 def test_a_better_fit_is_shorter_and_a_longer_formula_is_longer() -> None:
     y = parse("2*sin(x)").evaluate(X) + 1e-3 * RNG.normal(size=40)
     good, bad = solved("sin(x)", y), solved("cos(x)", y)
-    assert description_length(good) < description_length(bad)
+    assert code_length(good) < code_length(bad)
     padded = solved("sin(x) + sin(3*x)", y)
-    assert description_length(good) < description_length(padded)
+    assert code_length(good) < code_length(padded)
 
 
 @pytest.mark.parametrize(
@@ -368,7 +361,7 @@ def test_a_better_fit_is_shorter_and_a_longer_formula_is_longer() -> None:
 def test_a_number_that_clean_data_pin_down_is_kept(truth: str) -> None:
     """Near a simple number or not: a change that the data would show is not made."""
     y = parse(truth).evaluate(X)
-    snapped = snap(solved(truth, y), X, y)
+    snapped = round_constants(solved(truth, y), X, y)
     np.testing.assert_allclose(snapped.formula().evaluate(X), y, rtol=1e-9, atol=1e-9)
 
 
@@ -383,7 +376,7 @@ def test_a_number_that_clean_data_pin_down_is_kept(truth: str) -> None:
 )
 def test_simple_numbers_come_back_exactly(truth: str, start: str, numbers: set[float]) -> None:
     y = parse(truth).evaluate(X)
-    snapped = snap(solved(start, y), X, y)
+    snapped = round_constants(solved(start, y), X, y)
     assert {abs(v) for v in snapped.formula().constants()} == numbers and snapped.fvu < 1e-24
 
 
@@ -391,7 +384,7 @@ def test_noise_lets_a_number_become_simple() -> None:
     y = 2 * np.sin(X[0]) + 0.02 * np.random.default_rng(3).normal(size=40)
     loose = solved("sin(x)", y)
     assert loose.coefficients[0] != 2.0
-    snapped = snap(loose, X, y)
+    snapped = round_constants(loose, X, y)
     assert snapped.coefficients == (2.0,) and snapped.offset == 0.0
 
 
@@ -407,27 +400,27 @@ def test_noise_lets_a_number_become_simple() -> None:
     ],
 )
 def test_a_summand_that_is_rounding_goes(text: str, plain: str) -> None:
-    assert without_rounding(parse(text), X) == parse(plain)
+    assert drop_negligible(parse(text), X) == parse(plain)
 
 
 def test_snapping_leaves_no_rounding_inside() -> None:
     y = np.tanh(np.sqrt(X[0])) - 0.5
-    solution = polish([parse("tanh(sqrt(x) + 4e-17)")], X, y)
-    assert solution is not None and snap(solution, X, y).terms == (parse("tanh(sqrt(x))"),)
+    solution = refine_constants([parse("tanh(sqrt(x) + 4e-17)")], X, y)
+    assert solution is not None and round_constants(solution, X, y).terms == (
+        parse("tanh(sqrt(x))"),
+    )
 
 
-def test_snapping_never_lengthens_the_description(bank: Bank) -> None:
+def test_snapping_never_lengthens_the_description(bank: SkeletonTable) -> None:
     y = parse("2*sin(1.83*x) - log(x)").evaluate(X) + 0.01 * np.random.default_rng(1).normal(
         size=40
     )
     compared = 0
     for e in from_bank(bank, 25, seed=8):
-        solution = polish(split_terms(e), X, y)
+        solution = refine_constants(split_terms(e), X, y)
         if solution is not None and np.isfinite(solution.fvu):
-            snapped = snap(solution, X, y)
-            assert (
-                description_length(snapped) <= description_length(appraise(solution, X, y)) + 1e-6
-            )
+            snapped = round_constants(solution, X, y)
+            assert code_length(snapped) <= code_length(score_solution(solution, X, y)) + 1e-6
             np.testing.assert_allclose(
                 np.sum((y - solution_values(snapped, X)) ** 2) / np.sum((y - y.mean()) ** 2),
                 snapped.fvu,
@@ -452,18 +445,21 @@ def test_snapping_never_lengthens_the_description(bank: Bank) -> None:
     ],
 )
 def test_a_fraction_costs_its_two_whole_numbers(v: float, nats: float) -> None:
-    assert fraction_price(v) == pytest.approx(nats)
+    assert fraction_code_length(v) == pytest.approx(nats)
 
 
 def test_a_multiple_of_pi_costs_a_token_more_than_its_fraction() -> None:
-    assert fraction_price(2 * np.pi / 3) == pytest.approx(fraction_price(2 / 3) + TOKEN_PRICE[1])
+    assert fraction_code_length(2 * np.pi / 3) == pytest.approx(
+        fraction_code_length(2 / 3) + TOKEN_CODE_LENGTH[1]
+    )
 
 
 def test_a_number_costs_its_digits() -> None:
     """Ten times less noise is one digit more: log 10."""
     noise = np.random.default_rng(4).normal(size=40)
     prices = [
-        solved("sin(x)", 2.3456789 * np.sin(X[0]) + 10.0**-k * noise).digits for k in (2, 3, 4)
+        solved("sin(x)", 2.3456789 * np.sin(X[0]) + 10.0**-k * noise).number_code_length
+        for k in (2, 3, 4)
     ]
     offsets = [
         solved("sin(x)", 2.3456789 * np.sin(X[0]) + 10.0**-k * noise).offset for k in (2, 3, 4)
@@ -479,10 +475,10 @@ def test_the_misfit_is_that_of_points_left_out() -> None:
     off = []
     for i in range(40):
         seen = np.arange(40) != i
-        part = polish(whole.terms, X[:, seen], y[seen])
+        part = refine_constants(whole.terms, X[:, seen], y[seen])
         assert part is not None
         off.append(y[i] - solution_values(part, X[:, [i]])[0])
-    assert whole.misfit == pytest.approx(heavy_tailed(np.array(off) / np.std(y))[1], rel=1e-9)
+    assert whole.nll == pytest.approx(heavy_tailed(np.array(off) / np.std(y))[1], rel=1e-9)
 
 
 def test_the_scale_of_heavy_tails_is_the_likeliest() -> None:
@@ -511,7 +507,7 @@ def test_one_reading_far_off_costs_little() -> None:
 
 def test_as_many_numbers_as_points_describe_nothing() -> None:
     x = np.array([[1.0, 2.0, 3.0]])
-    solution = polish(split_terms(parse("x**2 + x")), x, np.array([1.0, 5.0, 2.0]))
+    solution = refine_constants(split_terms(parse("x**2 + x")), x, np.array([1.0, 5.0, 2.0]))
     assert solution is not None and np.isinf(
-        description_length(appraise(solution, x, np.array([1.0, 5.0, 2.0])))
+        code_length(score_solution(solution, x, np.array([1.0, 5.0, 2.0])))
     )

@@ -14,31 +14,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from refinemath.data import (
-    CONSTANT,
+from experiments.lists import write_excluded
+from refinemath.corpus.build import build_table
+from refinemath.corpus.canonical import CONSTANT, is_canonical
+from refinemath.corpus.exclusions import read_excluded, training_exclusions
+from refinemath.corpus.signatures import signature
+from refinemath.examples import (
     TERMS,
-    Bank,
     Examples,
+    SkeletonTable,
     draw_constants,
     draw_examples,
     draw_points,
-    is_canonical,
     length_weights,
-    make_bank,
-    signature,
 )
-from refinemath.heldout import read_excluded, training_exclusions, write_excluded
-from refinemath.language import (
+from refinemath.expression import (
     SLOTS,
     VARIABLES,
     Formula,
     decode,
     encode,
     is_constant,
-    parse,
-    parse_prefix,
     split_terms,
 )
+from refinemath.text import parse, parse_prefix
 
 pytestmark = pytest.mark.usefixtures("strict")
 DATA = Path(__file__).parents[1] / "data"
@@ -46,7 +45,7 @@ KEY = jax.random.key(0)
 HELDOUT_SEED = (
     20261124  # with this seed the bank that the held-out formulas came from is grown again
 )
-Draw = Callable[[jax.Array, Bank, jax.Array, jax.Array], Examples]
+Draw = Callable[[jax.Array, SkeletonTable, jax.Array, jax.Array], Examples]
 
 
 def skeleton_rows(texts: list[str]) -> jnp.ndarray:
@@ -57,7 +56,7 @@ def skeleton_rows(texts: list[str]) -> jnp.ndarray:
     return jnp.asarray(np.where(is_constant(tokens), CONSTANT, tokens))
 
 
-def words(bank: Bank) -> np.ndarray:
+def words(bank: SkeletonTable) -> np.ndarray:
     tokens = np.asarray(bank.tokens).astype(np.int32)
     rows = np.concatenate([tokens, np.zeros((-len(tokens) % 1024, SLOTS), np.int32)]).reshape(
         -1, 1024, SLOTS
@@ -113,18 +112,20 @@ def draw() -> Draw:
 
 
 @pytest.fixture(scope="module")
-def examples(draw: Draw, bank: Bank, exclusions: tuple[np.ndarray, jax.Array]) -> Examples:
+def examples(draw: Draw, bank: SkeletonTable, exclusions: tuple[np.ndarray, jax.Array]) -> Examples:
     return jax.tree.map(np.asarray, draw(KEY, bank, length_weights(bank), exclusions[1]))
 
 
 # ---------------------------------------------------------------- the bank
 
 
-def test_no_two_formulas_of_the_bank_are_the_same_function(bank: Bank) -> None:
+def test_no_two_formulas_of_the_bank_are_the_same_function(bank: SkeletonTable) -> None:
     assert len(np.unique(words(bank), axis=0)) == len(bank.tokens)
 
 
-def test_every_formula_of_the_bank_is_canonical_and_stands_with_its_length(bank: Bank) -> None:
+def test_every_formula_of_the_bank_is_canonical_and_stands_with_its_length(
+    bank: SkeletonTable,
+) -> None:
     tokens = np.asarray(bank.tokens)
     assert tokens.dtype == np.uint8
     assert np.asarray(jax.jit(is_canonical)(jnp.asarray(tokens, jnp.int32))[1]).all()
@@ -137,7 +138,7 @@ def test_every_formula_of_the_bank_is_canonical_and_stands_with_its_length(bank:
 
 
 def test_the_seed_makes_the_bank() -> None:
-    banks = [make_bank(6, seed=s, chunk=1024, patience=1) for s in (1, 1, 2)]
+    banks = [build_table(6, seed=s, chunk=1024, patience=1) for s in (1, 1, 2)]
     np.testing.assert_array_equal(banks[0].tokens, banks[1].tokens)
     assert banks[0].tokens.shape != banks[2].tokens.shape or np.any(
         banks[0].tokens != banks[2].tokens
@@ -145,7 +146,7 @@ def test_the_seed_makes_the_bank() -> None:
 
 
 def test_with_two_variables_x2_comes_only_where_x1_is() -> None:
-    tokens = np.asarray(make_bank(20, seed=0, variables=2, chunk=1024, patience=1).tokens)
+    tokens = np.asarray(build_table(20, seed=0, variables=2, chunk=1024, patience=1).tokens)
     one, two = (tokens == 1).any(1), (tokens == 2).any(1)
     assert two.sum() > 50 and (one | ~two).all()
 
@@ -250,7 +251,7 @@ def test_valid_draws_are_finite_and_fill_the_batch(examples: Examples) -> None:
     assert not examples.y[~examples.mask].any() and not examples.x[:, 0][~examples.mask].any()
 
 
-def test_lengths_are_drawn_evenly_and_never_one_that_the_bank_lacks(bank: Bank) -> None:
+def test_lengths_are_drawn_evenly_and_never_one_that_the_bank_lacks(bank: SkeletonTable) -> None:
     weights = np.asarray(length_weights(bank))
     have = np.diff(np.asarray(bank.start)) > 0
     assert not weights[~have].any() and (weights[3:14] == 1.0).all() and (weights[14:] == 0.5).all()
@@ -303,7 +304,7 @@ def test_constants_are_as_documented() -> None:
 
 
 def test_the_key_makes_the_draw(
-    draw: Draw, bank: Bank, exclusions: tuple[np.ndarray, jax.Array], examples: Examples
+    draw: Draw, bank: SkeletonTable, exclusions: tuple[np.ndarray, jax.Array], examples: Examples
 ) -> None:
     again = draw(KEY, bank, length_weights(bank), exclusions[1])
     other = draw(jax.random.key(1), bank, length_weights(bank), exclusions[1])
@@ -351,15 +352,15 @@ def test_the_list_of_excluded_formulas_holds_every_benchmark_law_and_held_out_fo
 
 
 @pytest.fixture(scope="module")
-def two_banks(exclusions: tuple[np.ndarray, jax.Array]) -> tuple[Bank, Bank]:
+def two_banks(exclusions: tuple[np.ndarray, jax.Array]) -> tuple[SkeletonTable, SkeletonTable]:
     """The bank that the held-out formulas came from, as it was and as it is with the exclusions."""
-    return make_bank(400, seed=HELDOUT_SEED), make_bank(
+    return build_table(400, seed=HELDOUT_SEED), build_table(
         400, seed=HELDOUT_SEED, excluded=exclusions[0]
     )
 
 
 def test_no_excluded_signature_is_in_the_bank(
-    two_banks: tuple[Bank, Bank], exclusions: tuple[np.ndarray, jax.Array]
+    two_banks: tuple[SkeletonTable, SkeletonTable], exclusions: tuple[np.ndarray, jax.Array]
 ) -> None:
     out = set(map(tuple, exclusions[0].tolist()))
     everything, without = (set(map(tuple, words(b).tolist())) for b in two_banks)
@@ -368,7 +369,7 @@ def test_no_excluded_signature_is_in_the_bank(
 
 
 def test_no_excluded_skeleton_is_in_the_bank(
-    two_banks: tuple[Bank, Bank], excluded: list[Formula]
+    two_banks: tuple[SkeletonTable, SkeletonTable], excluded: list[Formula]
 ) -> None:
     """By form, without signatures: the additive terms of the bank's formulas against those of the
     listed ones.
@@ -381,7 +382,7 @@ def test_no_excluded_skeleton_is_in_the_bank(
     assert not without & out
 
 
-def poisoned(like: Bank, excluded: list[Formula]) -> Bank:
+def poisoned(like: SkeletonTable, excluded: list[Formula]) -> SkeletonTable:
     """A bank of nothing but excluded skeletons, in arrays of the same shapes as `like`."""
     rows = {}
     for e in excluded:
@@ -399,7 +400,7 @@ def poisoned(like: Bank, excluded: list[Formula]) -> Bank:
     full = np.zeros(like.tokens.shape, np.uint8)
     full[: len(tokens)] = tokens
     start = np.searchsorted(length, np.arange(SLOTS + 2))
-    return Bank(jnp.asarray(full), jnp.asarray(start, jnp.int32))
+    return SkeletonTable(jnp.asarray(full), jnp.asarray(start, jnp.int32))
 
 
 def leaked(e: Examples, excluded: list[Formula]) -> np.ndarray:
@@ -438,7 +439,10 @@ def _unit(y: np.ndarray) -> np.ndarray:
 
 
 def test_an_excluded_formula_put_into_the_bank_is_masked(
-    draw: Draw, bank: Bank, exclusions: tuple[np.ndarray, jax.Array], excluded: list[Formula]
+    draw: Draw,
+    bank: SkeletonTable,
+    exclusions: tuple[np.ndarray, jax.Array],
+    excluded: list[Formula],
 ) -> None:
     bad = poisoned(bank, excluded)
     weights = length_weights(bad)
@@ -456,14 +460,14 @@ def test_an_excluded_formula_put_into_the_bank_is_masked(
 def test_one_excluded_formula_alone(
     text: str,
     draw: Draw,
-    bank: Bank,
+    bank: SkeletonTable,
     exclusions: tuple[np.ndarray, jax.Array],
     excluded: list[Formula],
 ) -> None:
     """Also one that is undefined on a part of the probe points."""
     row = np.asarray(skeleton_rows([text]))
     length = np.count_nonzero(row)
-    alone = Bank(
+    alone = SkeletonTable(
         jnp.zeros_like(bank.tokens).at[0].set(jnp.asarray(row[0], jnp.uint8)),
         jnp.asarray(np.arange(SLOTS + 2) > length, jnp.int32),
     )
@@ -479,7 +483,7 @@ def test_two_variables_in_either_order_are_excluded() -> None:
     for text in ("add sin x1 sin square x2", "add sin x2 sin square x1"):
         assert tuple(np.asarray(signature(skeleton_rows([text])))[0].tolist()) in out
     tokens = skeleton_rows(["add sin x2 sin square x1"]).astype(jnp.uint8)
-    alone = Bank(tokens, jnp.asarray(np.arange(SLOTS + 2) > 6, jnp.int32))
+    alone = SkeletonTable(tokens, jnp.asarray(np.arange(SLOTS + 2) > 6, jnp.int32))
     e = jax.jit(
         lambda key: draw_examples(
             key, alone, 64, variables=2, weights=length_weights(alone), probes=probes

@@ -21,27 +21,19 @@ import sympy
 from conftest import BUDGET
 from formulas import double
 
-import refinemath.solve as solve_module
-from refinemath import CheckpointError, DataError, FormulaError, RefineMath, Result, parse
-from refinemath.fit import Solution, polish, snap
-from refinemath.language import Formula, split_terms
-from refinemath.solve import (
-    UNDO,
-    choose_solution,
-    fit_double,
-    latex_of,
-    multiplied_out,
-    one_fraction,
-    planned,
-    prepare,
-    read_points,
-    redone,
-    rescale,
-    shipped_widths,
-    short_skeletons,
-    tidy,
-    undone,
-)
+import refinemath.solver as solver_module
+from refinemath import CheckpointError, DataError, FormulaError, RefineMath, Result, loop, parse
+from refinemath.answer import choose, symbolic
+from refinemath.answer.choose import choose_solution, refit_pool
+from refinemath.answer.rounding import digits_needed, round_constants
+from refinemath.answer.solution import Solution, code_length, linear_solution, refine_constants
+from refinemath.answer.symbolic import latex_of, multiplied_out, one_fraction, pretty, rescale
+from refinemath.answer.targets import UNDO, planned, redone, undone
+from refinemath.expression import Formula, split_terms
+from refinemath.problem import prepare, read_points
+from refinemath.proposers.library import short_skeletons
+from refinemath.result import judged
+from refinemath.weights import shipped_widths
 
 DATA = Path(__file__).parents[1] / "data"
 X = np.linspace(0.5, 4.0, 24)
@@ -150,10 +142,10 @@ def searches(
         calls.append(1)
         return think(*arguments, **options)
 
-    think = solve_module.think
-    monkeypatch.setattr(solve_module, "think", counted)
+    think = loop.search
+    monkeypatch.setattr(loop, "search", counted)
     monkeypatch.setattr(
-        solve_module, "time", SimpleNamespace(perf_counter=lambda: float(next(now)))
+        solver_module, "time", SimpleNamespace(perf_counter=lambda: float(next(now)))
     )
     solver.solve(data, time_budget=time_budget)
     return len(calls)
@@ -187,8 +179,8 @@ def test_the_device_searches_on_while_the_host_reads(
         return call
 
     model = RefineMath(max_iters=4, budget=replace(BUDGET, patience=2), undo=False)
-    monkeypatch.setattr(solve_module, "think", noted("search", solve_module.think))
-    monkeypatch.setattr(solve_module, "choose_solution", noted("read", choose_solution))
+    monkeypatch.setattr(loop, "search", noted("search", loop.search))
+    monkeypatch.setattr(solver_module, "choose_solution", noted("read", choose_solution))
     model.solve(hard, time_budget=600)
     assert events[:4] == [
         "search",
@@ -238,7 +230,7 @@ def test_what_is_undone_and_done_again_is_exact(
             )
             for t in terms
         ]
-    within = polish(terms, view.u, view.y)
+    within = refine_constants(terms, view.u, view.y)
     assert within is not None and within.fvu < 1e-24
     solution = redone(operation, within, prepared)
     assert solution is not None and solution.fvu < 1e-24
@@ -251,9 +243,11 @@ def test_an_exponential_of_logarithms_becomes_a_product() -> None:
     """
     x = np.linspace(0.5, 3.0, 40)
     prepared = prepare(x[:, None], 2 * (x + 1) / (x + 3))
-    within = polish([parse("log(x + 1.0)"), parse("log(x + 3.0)")], prepared.u, np.log(prepared.y))
+    within = refine_constants(
+        [parse("log(x + 1.0)"), parse("log(x + 3.0)")], prepared.u, np.log(prepared.y)
+    )
     assert within is not None
-    solution = redone("exp", snap(within, prepared.u, np.log(prepared.y)), prepared)
+    solution = redone("exp", round_constants(within, prepared.u, np.log(prepared.y)), prepared)
     assert (
         solution is not None
         and solution.fvu < 1e-24
@@ -316,7 +310,7 @@ def test_a_formula_is_found_through_an_operation_undone(
 ) -> None:
     """A search that sees log y alone answers with a formula for y."""
     monkeypatch.setattr(
-        solve_module,
+        solver_module,
         "planned",
         lambda prepared, _: lambda attempt: ("exp", undone("exp", prepared)),
     )
@@ -333,7 +327,7 @@ def test_what_is_known_of_a_front_is_not_worked_out_again(monkeypatch: pytest.Mo
     front = [
         s
         for s in (
-            polish(split_terms(parse(t)), X[None], X**3 + X**2 + X)
+            refine_constants(split_terms(parse(t)), X[None], X**3 + X**2 + X)
             for t in ("x + x**3", "x**2 + x**3", "exp(x)")
         )
         if s is not None
@@ -341,8 +335,8 @@ def test_what_is_known_of_a_front_is_not_worked_out_again(monkeypatch: pytest.Mo
     known: Any = ({}, {})
     fresh = choose_solution(front, prepared)
     first = choose_solution(front, prepared, known=known)
-    monkeypatch.setattr(solve_module, "snap", None)
-    monkeypatch.setattr(solve_module, "rescale", None)
+    monkeypatch.setattr(choose, "round_constants", None)
+    monkeypatch.setattr(choose, "rescale", None)
     assert (
         choose_solution(front, prepared, known=known) is first
         and first == fresh
@@ -412,13 +406,13 @@ def test_without_the_sweep_the_network_alone_answers(solver: RefineMath) -> None
 
 def test_numbers_are_printed_short_and_exact_where_they_are() -> None:
     assert latex_of(parse("x**2")) == "x^{2}"
-    assert tidy(parse("3.00000000001*x")) == 3 * sympy.Symbol("x", real=True)
-    assert tidy(parse(f"sin({math.pi / 3!r}*x)")) == sympy.sin(
+    assert pretty(parse("3.00000000001*x")) == 3 * sympy.Symbol("x", real=True)
+    assert pretty(parse(f"sin({math.pi / 3!r}*x)")) == sympy.sin(
         sympy.pi * sympy.Symbol("x", real=True) / 3
     )
-    assert str(tidy(parse("2.123456789*x"))) == "2.12346*x"
-    assert str(tidy(parse("1.5e308*x"))) == "1.5e+308*x" and "pi" not in str(
-        tidy(parse(f"{66.5 * math.pi!r}*x"))
+    assert str(pretty(parse("2.123456789*x"))) == "2.12346*x"
+    assert str(pretty(parse("1.5e308*x"))) == "1.5e+308*x" and "pi" not in str(
+        pretty(parse(f"{66.5 * math.pi!r}*x"))
     )
     assert "log" in latex_of(parse("log(x)")) and r"\," in latex_of(parse("2.5*x"))
 
@@ -426,10 +420,10 @@ def test_numbers_are_printed_short_and_exact_where_they_are() -> None:
 def test_the_shorter_way_of_writing_a_function_is_chosen() -> None:
     """Cubes in disguise come back as powers; what is short already stays."""
     x, y = X[None], X**3 + X**2 + X
-    disguised = polish(split_terms(parse("x + (x + 0.3333)**3")), x, y)
+    disguised = refine_constants(split_terms(parse("x + (x + 0.3333)**3")), x, y)
     assert disguised is not None and disguised.fvu < 1e-24
     chosen = choose_solution([disguised], prepare(X[:, None], y))
-    assert chosen is not None and tidy(chosen.formula()) == sympy.sympify("x**3 + x**2 + x").subs(
+    assert chosen is not None and pretty(chosen.formula()) == sympy.sympify("x**3 + x**2 + x").subs(
         "x", sympy.Symbol("x", real=True)
     )
     assert multiplied_out(chosen, prepare(X[:, None], y)) is None
@@ -472,11 +466,9 @@ def test_a_formula_in_scaled_x_is_given_back_in_the_users_x(
 ) -> None:
     y = parse(text).evaluate(X[None])
     prepared = prepare(X[:, None] * scale, y)
-    solution = solve_module.linear_solution([parse(text)], prepared.u, prepared.y)
+    solution = linear_solution([parse(text)], prepared.u, prepared.y)
     best = (
-        solve_module.polish(solution.terms, prepared.u, prepared.y)
-        if solution is not None
-        else None
+        refine_constants(solution.terms, prepared.u, prepared.y) if solution is not None else None
     )
     assert best is not None
     back = rescale(best, prepared)
@@ -499,7 +491,7 @@ def test_a_formula_in_scaled_x_is_given_back_in_the_users_x(
 def test_a_factor_stands_in_front_and_not_inside(expression: str, form: str | None) -> None:
     x = sympy.Symbol("x", positive=True)
     given = sympy.parse_expr(expression, {"x": x})  # a text of our own
-    found = solve_module._monic(given)
+    found = symbolic._monic(given)
     assert float((found - given).subs(x, 1.7)) == pytest.approx(0, abs=1e-12)
     if form is None:
         assert found == given
@@ -522,12 +514,12 @@ def test_a_factor_stands_in_front_and_not_inside(expression: str, form: str | No
 def test_a_fraction_with_an_offset_is_written_as_one_fraction(law: str, term: str) -> None:
     y = parse(law).evaluate(X[None])
     prepared = prepare(X[:, None], y)
-    solution = polish([parse(term)], X[None], y)
+    solution = refine_constants([parse(term)], X[None], y)
     assert solution is not None and solution.offset != 0
     found = one_fraction(solution, prepared)
     assert found is not None and found.offset == 0 and found.fvu < 1e-20
     assert found.coefficients[0] == pytest.approx(float(law[0]))
-    other = polish([parse("sin(x)")], X[None], y)
+    other = refine_constants([parse("sin(x)")], X[None], y)
     assert other is not None and one_fraction(other, prepared) is None
 
 
@@ -628,7 +620,7 @@ def test_a_fit_to_some_of_the_points_is_judged_by_all(solver: RefineMath) -> Non
     result = solver.solve(x, y, time_budget=0.05)
     np.testing.assert_allclose(result.fvu, explained(result, x, y), rtol=1e-9)
     assert not result.exact and result.x.shape == (9000, 1)
-    nowhere = solve_module.judged(replace(result, formula=parse("log(x)")), x[:, None], y)
+    nowhere = judged(replace(result, formula=parse("log(x)")), x[:, None], y)
     assert nowhere.fvu == math.inf and not nowhere.found
 
 
@@ -646,8 +638,8 @@ def test_an_offset_of_seven_digits_is_printed_whole(solver: RefineMath) -> None:
         [eval(code, {"math": math}, {"x": float(v)}) for v in X], y, rtol=1e-14
     )  # our own text, in a test
     law = parse("sin(1.23456789012345*x) + 2")
-    assert solve_module.digits_needed(law, X[None], law.evaluate(X[None])) == 6
-    assert solve_module.tidy(law, 17).has(sympy.Float("1.23456789012345"))
+    assert digits_needed(law, X[None], law.evaluate(X[None])) == 6
+    assert pretty(law, 17).has(sympy.Float("1.23456789012345"))
 
 
 def test_64_bit_mode_changes_nothing(solver: RefineMath, parabola: Result) -> None:
@@ -937,7 +929,7 @@ def test_a_width_that_is_not_shipped_says_which_are_and_how_to_train_it(width: i
 
 
 def shipped() -> Path:
-    return Path(solve_module.__file__).parent / "weights" / "refinemath-512.npz"
+    return Path(solver_module.__file__).parent / "weights" / "refinemath-512.npz"
 
 
 def _weights(change: Callable[[dict], None] | None = None) -> dict[str, np.ndarray]:
@@ -1014,6 +1006,6 @@ def test_every_error_of_ours_is_a_value_error() -> None:
 
 def test_the_formulas_of_a_search_come_best_first(parabola: Result) -> None:
     assert parabola.outcome is not None
-    solutions = fit_double(parabola.outcome, prepare(X[:, None], PARABOLA[:, 1]))
-    score = [solve_module.description_length(s) for s in solutions]
+    solutions = refit_pool(parabola.outcome, prepare(X[:, None], PARABOLA[:, 1]))
+    score = [code_length(s) for s in solutions]
     assert score == sorted(score) and solutions[0].fvu < 1e-20

@@ -7,20 +7,28 @@ and a file is replaced in one step.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+
+from refinemath import weights
+from refinemath.model import Model, ModelConfig
 
 FORMAT = 1
+
+
 # what NumPy and zipfile raise on files that are cut, altered or of another kind
 _DAMAGE = (
     OSError,
@@ -38,7 +46,9 @@ _DAMAGE = (
 
 
 class CheckpointError(ValueError):
-    """A file that is not what it should be; the message says what was found and what was expected."""
+    """A file that is not what it should be; the message says what was found and what was
+    expected.
+    """
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
@@ -69,7 +79,9 @@ def in_one_step(path: Path) -> Iterator[IO[bytes]]:
 
 
 def save(path: Path, tree: Any, meta: dict[str, Any], *, dtype: Any = None) -> None:
-    """Write a pytree of arrays and a JSON record.  With `dtype`, floating arrays are stored in it."""
+    """Write a pytree of arrays and a JSON record.  With `dtype`, floating arrays are stored in
+    it.
+    """
     arrays: dict[str, Any] = {}
     for name, leaf in named_leaves(tree).items():
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -107,7 +119,8 @@ def _record(path: Path, text: np.ndarray) -> dict[str, Any]:
         ) from None
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} has format {meta.get('format') if isinstance(meta, dict) else meta!r}; this version reads format {FORMAT}"
+            f"{path} has format {meta.get('format') if isinstance(meta, dict) else meta!r}; this "
+            f"version reads format {FORMAT}"
         )
     return meta
 
@@ -129,7 +142,8 @@ def load(path: Path, like: Any, *, grown: bool = False) -> tuple[Any, dict[str, 
     missing, extra = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
     if extra or (missing and not grown):
         raise CheckpointError(
-            f"{path} holds other parameters than this model; missing {missing[:3]}, unexpected {extra[:3]}"
+            f"{path} holds other parameters than this model; missing {missing[:3]}, unexpected "
+            f"{extra[:3]}"
         )
     leaves = []
     for name, leaf in wanted.items():
@@ -146,3 +160,30 @@ def load(path: Path, like: Any, *, grown: bool = False) -> tuple[Any, dict[str, 
             )
         leaves.append(jnp.asarray(array, leaf.dtype))
     return jax.tree.unflatten(jax.tree.structure(like), leaves), meta
+
+
+def shipped_widths() -> list[int]:
+    """The latent widths whose weights are in the package."""
+    folder = resources.files("refinemath") / "weights"
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    return sorted(
+        int(n.removeprefix("refinemath-").removesuffix(".npz"))
+        for n in names
+        if n.startswith("refinemath-") and n.endswith(".npz")
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _load(
+    path: Path, changed: int
+) -> tuple[Any, Any, ModelConfig]:  # `changed`: what was written anew is read anew
+    meta = weights.read_meta(path)
+    try:
+        config = ModelConfig(**meta["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise weights.CheckpointError(
+            f"{path} describes a model that this version does not know: {error}"
+        ) from None
+    graph, template = nnx.split(nnx.eval_shape(lambda: Model(config, rngs=nnx.Rngs(0))))
+    params, _ = weights.load(path, template)
+    return params, graph, config

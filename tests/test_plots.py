@@ -1,4 +1,6 @@
-"""The pictures: the right axes and lines, no warning on NaN rows, nothing broken by constant data."""
+"""The pictures: the right axes and lines, no warning on NaN rows, nothing broken by constant
+data.
+"""
 
 import re
 
@@ -6,10 +8,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from refinemath import vis
-from refinemath.language import parse
-from refinemath.search import Outcome, Pool, Trace
-from refinemath.solve import Attempt, Result, latex_of
+from refinemath import plots
+from refinemath.answer.symbolic import latex_of
+from refinemath.loop import SearchOutput, Trace
+from refinemath.pool import Pool
+from refinemath.result import FrontEntry, Result
+from refinemath.text import parse
 
 STEPS, TAKEN, THOUGHTS, SLOTS = 12, 9, 5, 4
 
@@ -35,7 +39,7 @@ def fake(
         array[taken:] = np.nan
     trace = Trace(velocity=velocity, fvu=fvu, gram=gram, latent=latent)
     pool = Pool(*(np.zeros(1) for _ in Pool._fields))
-    outcome = Outcome(
+    outcome = SearchOutput(
         pool=pool,
         z=np.zeros((THOUGHTS, SLOTS, 8)),
         trace=trace,
@@ -54,7 +58,7 @@ def fake(
         converged=False,
         exact=False,
         found=True,
-        candidates=(Attempt(7, 1e-12, formula),),
+        candidates=(FrontEntry(7, 1e-12, formula),),
         velocity=velocity[:taken],
         outcome=outcome,
         x=x,
@@ -82,12 +86,14 @@ def constant() -> Result:
 
 
 def draw(figure: Figure) -> None:
-    """Lay the figure out in full, so that a title that Matplotlib cannot draw, or a warning, shows."""
+    """Lay the figure out in full, so that a title that Matplotlib cannot draw, or a warning,
+    shows.
+    """
     figure.draw_without_rendering()
 
 
 def test_the_fit_shows_data_curve_and_residuals() -> None:
-    figure = vis.plot_fit(fake())
+    figure = plots.plot_fit(fake())
     top, bottom = figure.axes
     assert len(top.lines) == 1 and len(top.collections) == 1
     assert len(top.collections[0].get_offsets()) == len(bottom.collections[0].get_offsets()) == 20
@@ -97,7 +103,7 @@ def test_the_fit_shows_data_curve_and_residuals() -> None:
 
 
 def test_the_fit_of_two_variables_compares_predicted_with_observed() -> None:
-    figure = vis.plot_fit(fake("x1*x2 + x2", variables=2))
+    figure = plots.plot_fit(fake("x1*x2 + x2", variables=2))
     left, right = figure.axes
     assert (
         "predicted" in left.get_xlabel()
@@ -108,7 +114,7 @@ def test_the_fit_of_two_variables_compares_predicted_with_observed() -> None:
 
 
 def test_velocity_has_a_line_a_thought_a_median_and_the_threshold() -> None:
-    figure = vis.plot_velocity(fake(), 1e-4)
+    figure = plots.plot_velocity(fake(), 1e-4)
     (axes,) = figure.axes
     drawn = [line for line in axes.lines if len(line.get_xdata())]
     assert len(drawn) == THOUGHTS + 2 and axes.get_yscale() == "log"
@@ -118,14 +124,14 @@ def test_velocity_has_a_line_a_thought_a_median_and_the_threshold() -> None:
 
 
 def test_the_phases_are_those_of_the_loop() -> None:
-    assert vis.search_length(fake()) == 4 and vis.search_length(constant()) == 0
+    assert plots.search_length(fake()) == 4 and plots.search_length(constant()) == 0
 
 
 def test_the_spectrum_has_a_line_a_slot() -> None:
-    figure = vis.plot_spectrum(fake())
+    figure = plots.plot_spectrum(fake())
     (axes,) = figure.axes
     assert len([line for line in axes.lines if len(line.get_xdata()) == TAKEN]) == SLOTS
-    np.testing.assert_allclose(vis.spectrum(fake()), 1.0)
+    np.testing.assert_allclose(plots.spectrum(fake()), 1.0)
     draw(figure)
 
 
@@ -137,13 +143,13 @@ def test_singular_values_are_those_of_the_thought() -> None:
     outcome = result.outcome._replace(
         trace=result.outcome.trace._replace(gram=z @ z.swapaxes(1, 2))
     )
-    found = vis.spectrum(Result(**{**vars(result), "outcome": outcome}))
+    found = plots.spectrum(Result(**{**vars(result), "outcome": outcome}))
     np.testing.assert_allclose(found, np.linalg.svd(z, compute_uv=False), rtol=1e-8)
 
 
 def test_the_cloud_contracts_and_no_nan_enters() -> None:
     result = fake()
-    size, at = vis.spread(result), vis.plane(result)
+    size, at = plots.spread(result), plots.plane(result)
     assert size.shape == (TAKEN,) and np.all(np.diff(size) < 0)
     assert at.shape == (TAKEN, THOUGHTS, 2) and np.isfinite(at).all()
     np.testing.assert_allclose(at[-1].mean(axis=0), 0.0, atol=1e-12)
@@ -164,15 +170,15 @@ def test_size_is_zero_for_equal_thoughts_and_does_not_depend_on_scale() -> None:
         )
 
     same = np.repeat(np.asarray(trace.latent)[:, :1], THOUGHTS, axis=1)
-    np.testing.assert_allclose(vis.spread(with_latent(same)), 0.0, atol=1e-12)
+    np.testing.assert_allclose(plots.spread(with_latent(same)), 0.0, atol=1e-12)
     np.testing.assert_allclose(
-        vis.spread(with_latent(7 * np.asarray(trace.latent))), vis.spread(result)
+        plots.spread(with_latent(7 * np.asarray(trace.latent))), plots.spread(result)
     )
 
 
 @pytest.mark.parametrize("steps", [None, (1, 3, 9), (9,)])
 def test_the_cloud_has_an_axis_a_step(steps: tuple[int, ...] | None) -> None:
-    figure = vis.plot_cloud(fake(), steps)
+    figure = plots.plot_cloud(fake(), steps)
     assert len(figure.axes) == (4 if steps is None else len(steps))
     assert all(len(axes.collections[0].get_offsets()) == THOUGHTS for axes in figure.axes)
     draw(figure)
@@ -181,11 +187,12 @@ def test_the_cloud_has_an_axis_a_step(steps: tuple[int, ...] | None) -> None:
 @pytest.mark.parametrize("steps", [(0,), (1, 10), ()])
 def test_a_step_that_was_not_taken_is_an_error(steps: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="between 1 and 9"):
-        vis.plot_cloud(fake(), steps)
+        plots.plot_cloud(fake(), steps)
 
 
 @pytest.mark.parametrize(
-    "plot", [vis.plot_fit, vis.plot_velocity, vis.plot_spectrum, vis.plot_cloud, vis.plot_hero]
+    "plot",
+    [plots.plot_fit, plots.plot_velocity, plots.plot_spectrum, plots.plot_cloud, plots.plot_hero],
 )
 @pytest.mark.parametrize(
     "result", [constant(), fake(taken=1), fake(taken=1, steps=1), fake("log(x)"), fake("1/(x - x)")]
@@ -197,7 +204,7 @@ def test_every_picture_can_be_drawn(plot, result: Result) -> None:  # type: igno
 
 
 def test_a_formula_that_is_too_long_becomes_short_text() -> None:
-    title = vis.formula_title(fake("+".join(f"sin({k}.123*x)" for k in range(2, 30))))
+    title = plots.formula_title(fake("+".join(f"sin({k}.123*x)" for k in range(2, 30))))
     assert len(title) <= 90 and "$" not in title
 
 
@@ -205,15 +212,15 @@ def test_the_animation_has_a_frame_a_step(tmp_path) -> None:  # type: ignore[no-
     from PIL import Image
 
     target = tmp_path / "cloud.gif"
-    vis.animate_cloud(fake()).save(target, writer="pillow", dpi=40)
+    plots.animate_cloud(fake()).save(target, writer="pillow", dpi=40)
     with Image.open(target) as film:
         assert film.n_frames == TAKEN
     with pytest.raises(ValueError, match="constant"):
-        vis.animate_cloud(constant())
+        plots.animate_cloud(constant())
 
 
 def test_the_html_stands_alone() -> None:
-    page = vis.cloud_html(fake(), name="a-cloud")
+    page = plots.cloud_html(fake(), name="a-cloud")
     assert (
         'class="interactive" id="a-cloud"' in page
         and 'role="img"' in page
@@ -221,20 +228,20 @@ def test_the_html_stands_alone() -> None:
     )
     assert page.count("<polyline") == THOUGHTS and page.count("<circle") == THOUGHTS + 1
     assert not re.search(r"https?://|src=|NaN|{{", page)
-    assert f'max="{TAKEN}"' in page and "<script" not in vis.cloud_html(constant())
+    assert f'max="{TAKEN}"' in page and "<script" not in plots.cloud_html(constant())
 
 
 def test_the_description_says_what_happened() -> None:
-    words = vis.describe(fake())
+    words = plots.describe(fake())
     assert (
         "20 points" in words
         and "sin(x)" in words
         and f"{THOUGHTS} thoughts took {TAKEN} steps" in words
         and "not settled" in words
     )
-    assert "no step" in vis.describe(constant())
+    assert "no step" in plots.describe(constant())
 
 
 def test_the_colours_are_different_and_shared() -> None:
-    assert len(set(vis.OKABE_ITO.values())) == 8
-    assert {vis.CLOUD, vis.POINT, vis.SETTLED} <= set(vis.OKABE_ITO.values())
+    assert len(set(plots.OKABE_ITO.values())) == 8
+    assert {plots.CLOUD, plots.POINT, plots.SETTLED} <= set(plots.OKABE_ITO.values())

@@ -8,8 +8,9 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from refinemath.evaluation import PARTS, SYSTEMS, evaluate
+from refinemath.evaluation import PARTS, evaluate, systems
 from refinemath.model import STABILISERS, ModelConfig
+from refinemath.proposers.registry import REGISTRY
 from refinemath.solver import RefineMath
 from refinemath.training import COUNTS, OPTIMIZERS, TrainConfig
 
@@ -40,6 +41,13 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 up")
     return int(text)
+
+
+def _add_proposers(parser: argparse.ArgumentParser) -> None:
+    for flag, text in (("--without", "proposers to leave out"), ("--only", "proposers to use")):
+        parser.add_argument(
+            flag, nargs="+", default=[], choices=list(REGISTRY), metavar="NAME", help=text
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,6 +94,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PNG",
         help="where to save the plot (default: the file's name with .formula.png, in this folder)",
     )
+
+    _add_proposers(solve)
 
     train = commands.add_parser(
         "train", help="train a model, or go on with a run that was interrupted"
@@ -146,11 +156,6 @@ def _parser() -> argparse.ArgumentParser:
             help=text,
             metavar=None if choices else metavar,
         )
-    train.add_argument(
-        "--distributed",
-        action="store_true",
-        help="call jax.distributed.initialize() first; one process a host",
-    )
 
     evaluate = commands.add_parser(
         "evaluate", help="measure recovery on benchmarks, held-out formulas and real data"
@@ -169,12 +174,9 @@ def _parser() -> argparse.ArgumentParser:
         help="which problems (default all)",
     )
     evaluate.add_argument(
-        "--systems",
-        nargs="+",
-        default=["refinemath", "null"],
-        choices=SYSTEMS,
-        help="which solvers (default refinemath null)",
+        "--ablation", action="store_true", help="leave every proposer out once, and run each alone"
     )
+    _add_proposers(evaluate)
     evaluate.add_argument(
         "--every",
         type=_count,
@@ -210,7 +212,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _solve(options: argparse.Namespace) -> int:
-    model = RefineMath(options.latent_dim, options.max_iters, weights=options.weights)
+    names = next(iter(systems(options.without, options.only).values()))
+    model = RefineMath(
+        options.latent_dim, options.max_iters, weights=options.weights, proposers=names
+    )
     result = model.solve(
         options.file,
         threshold=options.threshold,
@@ -242,12 +247,8 @@ def _solve(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    import jax
-
     from refinemath.training import train
 
-    if options.distributed:
-        jax.distributed.initialize()
     names = ("latent_dim", "width", "variables", "stabiliser", "reader", "reader_heads")
     config = ModelConfig(**{name: getattr(options, name) for name in names})
     recipe = TrainConfig(**{f.name: getattr(options, f.name) for f in fields(TrainConfig)})
@@ -256,12 +257,15 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    model = RefineMath(options.latent_dim, weights=options.weights)
+    chosen = systems(options.without, options.only, ablation=options.ablation)
+    models = {
+        label: RefineMath(options.latent_dim, weights=options.weights, proposers=names)
+        for label, names in chosen.items()
+    }
     evaluate(
-        model,
+        models,
         options.data,
         parts=options.parts,
-        systems=options.systems,
         time_budget=options.time_budget,
         every=options.every,
         out=options.out,

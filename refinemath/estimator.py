@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -15,8 +16,9 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 
-from refinemath.loop import SearchConfig
+from refinemath.loop import Proposer, SearchConfig
 from refinemath.problem import FEWEST_POINTS
+from refinemath.proposers.registry import DEFAULT
 from refinemath.result import Result
 from refinemath.solver import RefineMath
 
@@ -52,8 +54,8 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
         random_state: Any = 0,
         time_budget: float = 8.0,
         weights: str | Path | None = None,
-        budget: SearchConfig | None = None,
-        sweep: bool = True,
+        proposers: Iterable[str | Proposer] = DEFAULT,
+        config: SearchConfig | None = None,
         undo: bool = True,
     ):
         self.latent_dim = latent_dim
@@ -62,8 +64,8 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
         self.random_state = random_state
         self.time_budget = time_budget
         self.weights = weights
-        self.budget = budget
-        self.sweep = sweep
+        self.proposers = proposers
+        self.config = config
         self.undo = undo
 
     def fit(self, X: Any, y: Any) -> Self:
@@ -83,8 +85,8 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
             self.latent_dim,
             self.max_iters,
             weights=self.weights,
-            budget=self.budget,
-            sweep=self.sweep,
+            proposers=self.proposers,
+            config=self.config,
             undo=self.undo,
         )
         result = model.solve(

@@ -1,8 +1,10 @@
-"""Running a batch of formulas on the device: values, derivatives and additive terms.  (Chapter
-1)
+"""Running a batch of formulas on the device: outputs, derivatives, additive terms and subtrees.
+(Chapter 1)
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,37 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from refinemath.expression import ARITY, END, FIRST_OPERATOR, OPERATOR_TOKEN, OPERATORS
+
+
+class Programs(NamedTuple):
+    """A batch of formulas: token ids, padded with `END`, and the number behind each constant."""
+
+    tokens: Int[Array, "batch slots"]
+    values: Float[Array, "batch slots"]
+
+
+class Subtrees(NamedTuple):
+    """Subtrees of formulas with their outputs on the points (0 where there is no point)."""
+
+    tokens: Int[Array, "batch slots"]
+    values: Float[Array, "batch slots"]
+    outputs: Float[Array, "batch points"]
+
+
+def concat(*programs: Programs) -> Programs:
+    """Several batches as one."""
+    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *programs)
+
+
+def lengths(tokens: Int[Array, "*batch slots"]) -> Int[Array, "*batch"]:
+    """How many tokens each formula has."""
+    return jnp.sum(tokens != END, axis=-1, dtype=jnp.int32)
+
+
+def masked_mean(v: Float[Array, "*batch points"], mask: Array) -> Float[Array, "*batch 1"]:
+    """The mean over the points that count, along the last axis."""
+    count = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1).astype(v.dtype)
+    return jnp.sum(jnp.where(mask, v, 0.0), axis=-1, keepdims=True) / count
 
 
 def structure(
@@ -179,9 +212,41 @@ def additive_terms(
 
 
 def centre(
-    v: Float[Array, "batch points"], mask: Array
-) -> tuple[Float[Array, "batch points"], Float[Array, "batch 1"]]:
+    v: Float[Array, "*batch points"], mask: Array
+) -> tuple[Float[Array, "*batch points"], Float[Array, "*batch 1"]]:
     """v minus its mean over the points that count, 0 elsewhere; and the mean."""
-    count = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1).astype(v.dtype)
-    mean = jnp.sum(jnp.where(mask, v, 0.0), axis=-1, keepdims=True) / count
+    mean = masked_mean(v, mask)
     return jnp.where(mask, v - mean, 0.0), mean
+
+
+def distinct_subtrees(
+    programs: Programs, nodes: Float[Array, "slots batch points"], mask: Array, most: int
+) -> Subtrees:
+    """The `most` shortest subtrees with different outputs (`nodes`, of `evaluate_nodes`).
+
+    One that is undefined or constant on the points does not count.  Equal subtrees are executed by
+    equal instructions, so their outputs agree bit for bit, and so does a hash of the bits.
+    """
+    batch, slots = programs.tokens.shape
+    size = structure(programs.tokens)[0].reshape(-1)
+    y = jnp.where(mask, jnp.swapaxes(nodes, 0, 1).reshape(batch * slots, -1), 0.0)
+    top = jnp.max(jnp.abs(y), axis=1)
+    highest = jnp.max(jnp.where(mask, y, -jnp.inf), axis=1)
+    moves = highest - jnp.min(jnp.where(mask, y, jnp.inf), axis=1) > 1e-3 * top
+    in_range = jnp.isfinite(top) & (top < 1e9) & (top > 1e-9)
+    counts = (programs.tokens.reshape(-1) != END) & in_range & moves
+    bits = (
+        jax.lax.bitcast_convert_type(y.astype(jnp.float32), jnp.uint32) >> 4
+    )  # but the last digit
+    odd = jax.random.bits(jax.random.key(11), (1, y.shape[1]), jnp.uint32) | jnp.uint32(1)
+    hashed = jnp.sum(bits * odd, axis=1, dtype=jnp.uint32) >> 1
+    name = jnp.where(counts, hashed, jnp.uint32(2**32 - 1))
+    order = jnp.argsort(name)
+    new = counts[order] & (name[order] != jnp.roll(name[order], 1))
+    rank = jax.lax.top_k(jnp.where(new, -size[order], -(slots + 1)), most)[1]
+    best, kept = order[rank], new[rank, None]
+    position = jnp.arange(slots, dtype=jnp.int32)[None]
+    row, at = (best // slots)[:, None], jnp.clip((best % slots)[:, None] + position, 0, slots - 1)
+    inside = kept & (position < size[best, None])
+    tokens, values = (jnp.where(inside, a[row, at], 0) for a in programs)
+    return Subtrees(tokens, values, jnp.where(kept, y[best], 0.0))

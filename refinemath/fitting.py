@@ -151,7 +151,7 @@ def levenberg_marquardt(
     mask: Array,
     *,
     steps: int,
-    terms: int = 4,
+    terms: int = TERMS,
     constants: int = 4,
 ) -> Fitted:
     """Improve the first `constants` numbers inside each formula by `steps` damped Gauss-Newton

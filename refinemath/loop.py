@@ -1,23 +1,23 @@
-"""The search as one compiled loop: refine the latents, propose, execute, fit, feed back, halt.
+"""The search as one compiled loop: refine the latents, propose, execute, fit, feed back.
 (Chapters 4, 7, 9)
+
+A search holds some latents about one set of points.  At every step the refiner moves each latent
+once, every proposer proposes formulas, all of them are executed, the constants of the few best are
+fitted, and each latent gets the best of its own samples back.  Who proposes is an argument.
 """
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from refinemath.execution import evaluate_nodes
-from refinemath.expression import TOKEN_VALUE
+from refinemath.execution import Programs, Subtrees, concat, distinct_subtrees, evaluate_nodes
 from refinemath.fitting import (
-    TERMS,
     Candidate,
     Points,
     execute,
@@ -26,146 +26,381 @@ from refinemath.fitting import (
     tree_where,
 )
 from refinemath.model import Encoded, stabilise
-from refinemath.pool import Pool, merge, score, top_per_group
-from refinemath.proposers.edits import edit
-from refinemath.proposers.library import BLOCK, SHORTEST, make_library
-from refinemath.proposers.missing_term import missing_terms
-from refinemath.proposers.pairs import Subtrees, distinct_subtrees, pair_up
-from refinemath.proposers.prior import draw_prior
-from refinemath.proposers.quotients import quotients
-from refinemath.proposers.short import initial_pool, queue_order
-from refinemath.proposers.splice import concat
+from refinemath.pool import Pool, empty_pool, merge, score, top_per_group
 
-POINTS = 64  # the network and the search look at no more points than this
+SKETCH = 8  # numbers of the random projection of a latent in the trace
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """How much a search may do; part of the compiled program."""
+    """The sizes of a search; part of the compiled program.  Those of a proposer are its own."""
 
-    thoughts: int = 32
-    samples: int = 128  # formulas drawn from each thought at each step
-    edits: int = 1024  # random edits of the best formulas at each step
-    missing_terms: int = (
-        64  # remembered formulas that are offered the terms they lack, at each step
-    )
-    # different subtrees of what was drawn that are paired with short formulas, at each step
-    parts: int = 4096
-    couples: int = 64  # pairs of each kind (sum, product, quotient) that are executed, at each step
-    fits: int = 4  # formulas of each thought whose constants are fitted at each step
+    latents: int = 32
+    pool: int = 128  # formulas remembered
+    refit: int = 64  # of them whose constants go on being fitted, at each step
     fit_steps: int = 4
-    fits_short: int = 32  # short formulas whose constants are fitted at each step
-    fits_ratio: int = 16  # quotients with a free number in the denominator, likewise
-    keep: int = 128  # formulas remembered
-    search_steps: int = 8  # candidates may change during these
-    steps: int = 32  # all steps
-    noise: float = 0.3
-    temperature: float = 1.0
-    solved: float = 1e-11  # FVU in float32 at which the reality check is passed
-    leap: float = (
-        4.0  # a thought that settles is moved ahead by at most so many of its own moves; 0: never
-    )
-    shorten: int = 2  # steps without a shorter form after which that is the end of the search
-    patience: int = 3  # further searches without a better formula before giving up
-    network: bool = True  # False: candidates come from the prior instead, the null model
+    subtrees: int = 4096  # different subtrees of the samples that are remembered for one step
+    search_steps: int = 8
+    solved: float = 1e-11  # FVU in float32 at which a formula counts as found
+    shorten: int = 2  # further steps in which a formula that was found may get a shorter form
+    noise: float = 0.3  # size of the noise in the seed latents
+    steps: int = 32  # refiner steps in all, those of `settle` included
+    leap: float = 4.0  # how far `settle` extrapolates, in moves of the latent; 0: not at all
 
     def __post_init__(self) -> None:
-        for name in (
-            "thoughts",
-            "samples",
-            "fits",
-            "fit_steps",
-            "fits_short",
-            "keep",
-            "search_steps",
-            "steps",
-        ):
+        for name in ("latents", "pool", "refit", "fit_steps", "subtrees", "search_steps", "steps"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}; it must be a positive whole number"
                 )
-        for name in (
-            "edits",
-            "missing_terms",
-            "parts",
-            "couples",
-            "fits_ratio",
-            "shorten",
-            "patience",
-        ):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 0:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}; it must be a whole number, 0 or more"
-                )
-        for name, least in (("noise", 0.0), ("temperature", 1e-3), ("solved", 0.0), ("leap", 0.0)):
-            if not least <= getattr(self, name) < float("inf"):
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}; it must be a number of at least {least:g}"
-                )
-        if self.samples < self.fits:
-            raise ValueError(
-                f"fits is {self.fits} and samples {self.samples}; no more can be fitted than are "
-                "drawn"
-            )
-        if 0 < self.edits < 8:
-            raise ValueError(f"edits is {self.edits}; it must be 0 or at least 8")
+        if type(self.shorten) is not int or self.shorten < 0:
+            raise ValueError(f"shorten is {self.shorten!r}; it must be a whole number, 0 or more")
+        for name in ("noise", "solved", "leap"):
+            if not 0.0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be 0 or more")
+
+
+class Library(NamedTuple):
+    """Short formulas with numbers and their outputs on the points (0 where undefined), as they are
+    and centred and of length 1.  Shortest first.
+    """
+
+    tokens: Int[Array, "entries slots"]
+    values: Float[Array, "entries slots"]
+    outputs: Float[Array, "entries points"]
+    unit: Float[Array, "entries points"]
+
+
+class Context(NamedTuple):
+    """What a search only reads."""
+
+    points: Points  # batch size 1
+    library: Library  # no entries where no proposer uses it
+    table: Int[Array, "skeletons slots"]  # for blind draws; no rows where nobody draws
 
 
 class Trace(NamedTuple):
     """What happened at each step; rows after the last step are NaN."""
 
-    velocity: Float[Array, "steps thoughts"]
+    velocity: Float[Array, "steps latents"]
     fvu: Float[Array, " steps"]
-    gram: Float[
-        Array, "steps slots slots"
-    ]  # Z Z^T of the first thought: its eigenvalues are the squared singular values
-    latent: Float[Array, "steps thoughts sketch"]  # a fixed random projection of every thought
+    gram: Float[Array, "steps slots slots"]  # Z Z^T of the first latent
+    latent: Float[Array, "steps latents sketch"]  # a fixed random projection of every latent
+
+
+class SearchState(NamedTuple):
+    """What a step of a search changes."""
+
+    latents: Float[Array, "latents slots dim"]  # Z_t
+    candidates: Candidate  # what each latent sees
+    pool: Pool
+    samples: Programs  # the last step's proposals of the first proposer that samples
+    subtrees: Subtrees  # of these, for the next step; short formulas before the first
+    step: Array
+    found_at: Array  # the step at which the best formula appeared
+    key: Array
+    trace: Trace
+
+
+class Proposer(Protocol):
+    """A way of proposing formulas: a frozen dataclass, a static argument of the compiled search.
+
+    It may declare `samples` (its proposals are material for the others), `reads_latents` (it
+    proposes one block of equal size for every latent), `uses_library`, `uses_table`.
+    """
+
+    @property
+    def refine(self) -> int:
+        """How many of its best proposals (of each latent) get their constants fitted at a step."""
+
+    def init(self, context: Context, key: Array) -> Any:
+        """What it remembers during the search."""
+
+    def propose(
+        self, model: Any, context: Context, memory: Any, state: SearchState, key: Array
+    ) -> Programs:
+        """A fixed number of formulas."""
 
 
 class SearchOutput(NamedTuple):
     """The end of a search."""
 
     pool: Pool
-    z: Float[Array, "thoughts slots dim"]
+    latents: Float[Array, "latents slots dim"]
     trace: Trace
-    steps: Array  # taken in all
-    found_at: Array  # the step at which the best formula appeared
-    converged: Array  # did every thought settle: its velocity under the threshold twice in a row
-    searched: Array  # steps in which candidates could change; in the others the thoughts settled
-
-
-class SearchState(NamedTuple):
-    """The state of the loop."""
-
-    z: Float[Array, "thoughts slots dim"]
-    candidate: Candidate
-    pool: Pool
-    offers: tuple[
-        Array, Array
-    ]  # tokens and values of the formulas to be executed at the next step beside what is drawn
-    hits: Int[Array, " thoughts"]
-    before: tuple[Array, Array]  # the latents of the step before, and what the refiner made of them
-    rested: Array  # steps since the candidates last changed
-    step: Array
+    steps: Array
     found_at: Array
-    key: Array
+
+
+def declares(proposer: Proposer, trait: str) -> bool:
+    """Whether a proposer declares `samples`, `reads_latents`, `uses_library` or `uses_table`."""
+    return bool(getattr(proposer, trait, False))
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One search: what stays the same in all of its steps."""
+
+    model: Any  # encoder and refiner; None where no proposer reads latents
+    context: Context
+    encoded: Encoded | None
+    proposers: tuple[Proposer, ...]
+    memories: tuple[Any, ...]
+    config: SearchConfig
+    limit: Array  # steps, if that is fewer than `config.search_steps`
+
+    def step(self, state: SearchState) -> SearchState:
+        """Refine, propose, execute, fit, merge, feed back."""
+        key, *keys = jax.random.split(state.key, 1 + len(self.proposers))
+        state = record(self.refine(state))
+        batches = [
+            p.propose(self.model, self.context, memory, state, k)
+            for p, memory, k in zip(self.proposers, self.memories, keys, strict=True)
+        ]
+        programs = concat(*batches)
+        nodes = evaluate_nodes(programs.tokens, programs.values, self.context.points.x)
+        executed = execute(*programs, self.context.points, nodes)
+        sizes = [len(batch.tokens) for batch in batches]
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        rows = [
+            self.best_rows(p, start, jax.tree.map(lambda a, i=start, n=n: a[i : i + n], executed))
+            for p, start, n in zip(self.proposers, starts, sizes, strict=True)
+        ]
+        fitted = self.fit(programs, jnp.concatenate(rows), state.pool)
+        pool = merge(state.pool, fitted)
+        better = pool.score[0] < state.pool.score[0] - 0.5
+        state = self.feed_back(state, fitted, [len(r) for r in rows])
+        state = self.remember(state, programs, nodes, starts, sizes)
+        found_at = jnp.where(better, state.step + 1, state.found_at)
+        return state._replace(pool=pool, found_at=found_at, key=key, step=state.step + 1)
+
+    def refine(self, state: SearchState) -> SearchState:
+        """Z_t -> Z_{t+1} for every latent, and its velocity in the trace."""
+        if self.encoded is None:
+            return state
+        new = self.model.refiner(state.latents, self.encoded, state.candidates)
+        speed = velocity(state.latents, new)
+        trace = state.trace._replace(velocity=state.trace.velocity.at[state.step].set(speed))
+        return state._replace(latents=new, trace=trace)
+
+    def best_rows(self, proposer: Proposer, start: int, own: Candidate) -> Int[Array, " rows"]:
+        """The rows of a proposer's best formulas of different skeletons (of every latent)."""
+        groups = self.config.latents if declares(proposer, "reads_latents") else 1
+        most = min(proposer.refine, len(own.fvu) // groups)
+        count = jnp.sum(self.context.points.mask).astype(jnp.float32)
+        return start + top_per_group(own, groups, most, count)
+
+    def fit(self, programs: Programs, rows: Array, pool: Pool) -> Pool:
+        """These rows and the pool's best with their constants fitted."""
+        chosen = jax.tree.map(lambda a: a[rows], programs)
+        to_fit = concat(chosen, jax.tree.map(lambda a: a[: self.config.refit], pool.programs()))
+        points, steps = self.context.points, self.config.fit_steps
+        fit = levenberg_marquardt(*to_fit, points.x, points.y, points.mask, steps=steps)
+        count = jnp.sum(points.mask).astype(jnp.float32)
+        price = score(to_fit.tokens, fit.fvu, count)
+        return Pool(to_fit.tokens, fit.values, fit.fitted, fit.fvu, price, fit.rows)
+
+    def feed_back(self, state: SearchState, fitted: Pool, sizes: list[int]) -> SearchState:
+        """Every latent sees the best of its own samples from now on, if that is an improvement."""
+        for i, proposer in enumerate(self.proposers):
+            if declares(proposer, "reads_latents"):
+                own = jax.tree.map(lambda a, i=i: a[sum(sizes[:i]) :][: sizes[i]], fitted)
+                best = jnp.argmin(own.score.reshape(self.config.latents, -1), axis=1)
+                best = best + jnp.arange(len(best)) * (sizes[i] // self.config.latents)
+                now = jax.tree.map(lambda a, b=best: a[b], own)
+                count = jnp.sum(self.context.points.mask).astype(jnp.float32)
+                old = score(state.candidates.tokens, state.candidates.fvu, count)
+                candidates = tree_where(now.score < old, now.candidates(), state.candidates)
+                return state._replace(candidates=candidates)
+        return state
+
+    def remember(
+        self,
+        state: SearchState,
+        programs: Programs,
+        nodes: Array,
+        starts: list[int],
+        sizes: list[int],
+    ) -> SearchState:
+        """The samples of this step and half of their subtrees, as material for the next."""
+        for proposer, start, size in zip(self.proposers, starts, sizes, strict=True):
+            if declares(proposer, "samples"):
+                kept = len(state.samples.tokens)
+                samples = jax.tree.map(lambda a, i=start, n=kept: a[i : i + n], programs)
+                half = slice(start, start + max(size // 2, 1))
+                most = len(state.subtrees.tokens)
+                material = Programs(programs.tokens[half], programs.values[half])
+                mask = self.context.points.mask
+                subtrees = distinct_subtrees(material, nodes[:, half], mask, most)
+                return state._replace(samples=samples, subtrees=subtrees)
+        return state
+
+    def unfinished(self, state: SearchState) -> Array:
+        """Until a formula is found, and some steps more; what was found may have a shorter form."""
+        wrong = state.pool.fvu[0] > self.config.solved
+        recent = state.step < state.found_at + self.config.shorten
+        steps = jnp.minimum(self.limit, self.config.search_steps)
+        return (state.step < steps) & (wrong | recent)
+
+
+def velocity(old: Array, new: Array) -> Float[Array, " latents"]:
+    """|Z_{t+1} - Z_t| / |Z_t| of every latent."""
+    moved = jnp.sum((new - old) ** 2, axis=(1, 2))
+    return jnp.sqrt(moved / jnp.maximum(jnp.sum(old**2, axis=(1, 2)), 1e-12))
+
+
+def record(state: SearchState) -> SearchState:
+    """The state with this step's row of the trace filled in."""
+    z, trace, t = state.latents, state.trace, state.step
+    trace = trace._replace(fvu=trace.fvu.at[t].set(state.pool.fvu[0]))
+    if not len(z):
+        return state._replace(trace=trace)
+    gram, latent = trace.gram.at[t].set(z[0] @ z[0].T), trace.latent.at[t].set(sketch(z))
+    return state._replace(trace=trace._replace(gram=gram, latent=latent))
+
+
+def sketch(z: Float[Array, "latents slots dim"]) -> Float[Array, "latents sketch"]:
+    """A fixed random projection of every latent, to draw its path."""
+    size = z.shape[1] * z.shape[2]
+    signs = jax.random.rademacher(jax.random.key(7), (size, SKETCH), jnp.float32)
+    return z.reshape(len(z), size) @ signs / jnp.sqrt(jnp.float32(size))
+
+
+def empty_trace(steps: int, latents: int, slots: int) -> Trace:
+    """NaN everywhere."""
+    shapes = (steps, latents), (steps,), (steps, slots, slots), (steps, latents, SKETCH)
+    return Trace(*(jnp.full(shape, jnp.nan, jnp.float32) for shape in shapes))
+
+
+def encode_points(model: Any, points: Points, latents: int) -> Encoded:
+    """The encoded points X, once for every latent."""
+    one = model.encoder(points)
+    each, summary = (jnp.broadcast_to(a, (latents, *a.shape[1:])) for a in (one.each, one.summary))
+    many = Points(*(jnp.broadcast_to(a, (latents, *a.shape[1:])) for a in points))
+    return Encoded(each, summary, many)
+
+
+def search(
+    model: Any,
+    context: Context,
+    pool: Pool | None,
+    key: Array,
+    limit: Array,
+    *,
+    proposers: tuple[Proposer, ...],
+    config: SearchConfig,
+) -> SearchOutput:
+    """Run a search of at most `limit` steps; `pool` is what is known before (None: nothing).
+
+    To be traced inside `jax.jit`, with `proposers` and `config` static.  Memory does not grow with
+    the number of steps taken.
+    """
+    points, slots = context.points, context.library.tokens.shape[1]
+    key, k_latents, k_init = jax.random.split(key, 3)
+    memories = tuple(
+        p.init(context, jax.random.fold_in(k_init, i)) for i, p in enumerate(proposers)
+    )
+    reads = any(declares(p, "reads_latents") for p in proposers)
+    encoded = encode_points(model, points, config.latents) if reads else None
+    latents = jnp.zeros((0, slots, 1), jnp.float32)
+    if encoded is not None:
+        seed = model.refiner.seed[...]
+        noise = jax.random.normal(k_latents, (config.latents, *seed.shape))
+        latents = model.refiner.start(config.noise * noise)
+    many = encoded.points if encoded is not None else Points(*(a[:0] for a in points))
+    first = min(config.subtrees, len(context.library.tokens)) or 1
+    library = Subtrees(*(a[:first] for a in context.library[:3]))
+    if not len(library.tokens):
+        nothing = jnp.zeros((1, slots), jnp.int32)
+        library = Subtrees(nothing, nothing.astype(jnp.float32), jnp.zeros_like(points.y))
+    start = empty_pool(config.pool, slots, points.y.shape[1])
+    if pool is not None:
+        start = jax.tree.map(lambda a, b: a.at[: len(b)].set(b), start, pool)
+    zero = jnp.zeros((), jnp.int32)
+    state = SearchState(
+        latents,
+        no_candidate(many, latents.shape[1]),
+        start,
+        start.programs(),
+        library,
+        zero,
+        zero,
+        key,
+        empty_trace(config.search_steps, len(latents), latents.shape[1]),
+    )
+    loop = Loop(model, context, encoded, proposers, memories, config, limit)
+    end = jax.lax.while_loop(loop.unfinished, loop.step, state)
+    return SearchOutput(end.pool, end.latents, end.trace, end.step, end.found_at)
+
+
+class SettleState(NamedTuple):
+    """The state of `settle`: nothing but the latents moves."""
+
+    latents: Float[Array, "latents slots dim"]
+    before: tuple[Array, Array]  # the latents of the step before, and what the refiner made of them
+    hits: Int[Array, " latents"]  # steps in a row with a velocity under the threshold
+    step: Array
     trace: Trace
+
+
+def settle(
+    model: Any,
+    points: Points,
+    latents: Float[Array, "latents slots dim"],
+    best: Candidate,
+    threshold: Array,
+    config: SearchConfig,
+) -> tuple[Trace, Array, Array]:
+    """Refine the latents with one formula as their candidate until each stands still, its velocity
+    under the threshold twice in a row.  Chapter 7.
+
+    Returns the trace, the steps taken (`config.steps` at most), and whether all stand still.  This
+    changes no formula: it is the record of halting.
+    """
+    count = len(latents)
+    encoded = encode_points(model, points, count)
+    candidate = jax.tree.map(lambda a: jnp.broadcast_to(a[:1], (count, *a.shape[1:])), best)
+
+    def step(state: SettleState) -> SettleState:
+        refined = model.refiner(state.latents, encoded, candidate)
+        new = refined
+        if config.leap:
+            ahead = anderson_step(state.latents, refined, state.before, config.leap)
+            ahead = stabilise(ahead, model.refiner.stabiliser)
+            new = jnp.where(state.step >= 2, ahead, refined)
+        halted = state.hits >= 2
+        speed = jnp.where(halted, 0.0, velocity(state.latents, new))
+        hits = jnp.where(halted, state.hits, jnp.where(speed < threshold, state.hits + 1, 0))
+        latents = jnp.where(halted[:, None, None], state.latents, new)
+        t, trace = state.step, state.trace
+        trace = Trace(
+            trace.velocity.at[t].set(speed),
+            trace.fvu.at[t].set(best.fvu[0]),
+            trace.gram.at[t].set(latents[0] @ latents[0].T),
+            trace.latent.at[t].set(sketch(latents)),
+        )
+        return SettleState(latents, (state.latents, refined), hits, t + 1, trace)
+
+    trace = empty_trace(config.steps, count, latents.shape[1])
+    zero = jnp.zeros((), jnp.int32)
+    start = SettleState(latents, (latents, latents), jnp.zeros(count, jnp.int32), zero, trace)
+    end = jax.lax.while_loop(lambda s: (s.step < config.steps) & jnp.any(s.hits < 2), step, start)
+    return end.trace, end.step, jnp.all(end.hits >= 2)
 
 
 def anderson_step(
-    z: Float[Array, "thoughts slots dim"],
-    new: Float[Array, "thoughts slots dim"],
+    z: Float[Array, "latents slots dim"],
+    new: Float[Array, "latents slots dim"],
     before: tuple[Array, Array],
     most: float,
-) -> Float[Array, "thoughts slots dim"]:
-    """Where thoughts are heading that went from z to new, after a step from before[0] to before[1].
-    Chapter 7.
+) -> Float[Array, "latents slots dim"]:
+    """Where latents are heading that went from z to new, after a step from before[0] to before[1].
 
-    Anderson's acceleration (1965) of depth one: a thought whose every move is the share q of the
+    Anderson's acceleration (1965) of depth one: a latent whose every move is the share q of the
     last one has q / (1 - q) of its last move before it.  So far it is moved ahead, at most `most`
-    times the move, and not at all where it turns back.  A thought whose moves grow while they keep
-    their direction is leaving an unstable fixed point for another one: it is moved ahead as far as
-    it may.
+    times the move, and not at all where it turns back.  A latent whose moves grow while they keep
+    their direction is leaving an unstable fixed point: it is moved ahead as far as it may.
+    Chapter 7.
     """
     move, last = new - z, before[1] - before[0]
     change = last - move
@@ -174,293 +409,6 @@ def anderson_step(
         return jnp.sum(a * b, axis=(1, 2))
 
     left = jnp.clip(dot(move, change) / jnp.maximum(dot(change, change), 1e-30), 0.0, most)
-    leaves = (dot(move, change) < 0) & (
-        dot(move, last) > 0.8 * jnp.sqrt(dot(move, move) * dot(last, last))
-    )
+    straight = dot(move, last) > 0.8 * jnp.sqrt(dot(move, move) * dot(last, last))
+    leaves = (dot(move, change) < 0) & straight
     return new + jnp.where(leaves, most, left)[:, None, None] * (new - before[1])
-
-
-# A first answer waits for the compiler.  XLA's newer code generator for the CPU and more
-# optimisation than level 1 would make the loop somewhat
-# faster, and that wait longer than they save in a few answers.
-_QUICK_TO_COMPILE = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
-
-
-@functools.partial(jax.jit, static_argnames=("graph", "budget"), compiler_options=_QUICK_TO_COMPILE)
-def search(
-    params: Any,
-    graph: Any,
-    points: Points,
-    key: Array,
-    threshold: Array,
-    start: Int[Array, "start slots"],
-    prior: Int[Array, "formulas slots"],
-    *,
-    budget: SearchConfig,
-    at_most: Array | int | None = None,
-) -> SearchOutput:
-    """Search with K thoughts at once.
-
-    `points` is one scatter plot (batch size 1, 32 or 64 of them, padded, sorted by x where there is
-    one variable).  `start` are skeletons that are tried before the loop (all short formulas, or
-    none: shape (0, slots)).  `prior` serves the null model alone.  The whole search is one compiled
-    program; memory does not grow with the number of steps taken.  `at_most`: candidates change
-    during so many steps, if that is fewer than `budget.search_steps`.
-    """
-    last = jnp.minimum(budget.search_steps, budget.search_steps if at_most is None else at_most)
-    model = nnx.merge(graph, params)
-    thoughts, dim = budget.thoughts, model.refiner.seed[...].shape[1]
-    slots = model.refiner.seed[...].shape[0]
-    count = jnp.sum(points.mask).astype(jnp.float32)
-    half = (
-        thoughts * budget.samples // 2
-    )  # of what is drawn at a step, the share whose parts are paired
-    zero = jnp.zeros((), jnp.int32)
-    nothing = jnp.zeros((0, slots), jnp.int32), jnp.zeros((0, slots), jnp.float32)
-    key, k_noise, k_start = jax.random.split(key, 3)
-    spread = Points(*(jnp.broadcast_to(a, (thoughts, *a.shape[1:])) for a in points))
-    sketch = jax.random.rademacher(jax.random.key(7), (slots * dim, 8), jnp.float32) / jnp.sqrt(
-        jnp.float32(slots * dim)
-    )
-
-    if budget.network:
-        one = model.encoder(points)
-        each, summary = (
-            jnp.broadcast_to(a, (thoughts, *a.shape[1:])) for a in (one.each, one.summary)
-        )
-        encoded = Encoded(each, summary, spread)
-    z = model.refiner.start(budget.noise * jax.random.normal(k_noise, (thoughts, slots, dim)))
-
-    def draw(key: Array, z: Array) -> Array:
-        if budget.network:
-            return model.refiner.sample(key, z, budget.samples, budget.temperature).reshape(
-                -1, slots
-            )
-        return draw_prior(key, prior, thoughts * budget.samples)
-
-    def move(carry: SearchState) -> tuple[Array, Array, Array, Array]:
-        refined = new = (
-            model.refiner(carry.z, encoded, carry.candidate) if budget.network else carry.z
-        )
-        if (
-            budget.network and budget.leap
-        ):  # what was refined from the same candidate at two steps shows where it leads
-
-            def leap() -> Array:
-                return stabilise(
-                    anderson_step(carry.z, refined, carry.before, budget.leap),
-                    model.refiner.stabiliser,
-                )
-
-            new = jax.lax.cond(carry.rested >= 2, leap, lambda: refined)
-        velocity = jnp.sqrt(
-            jnp.sum((new - carry.z) ** 2, axis=(1, 2))
-            / jnp.maximum(jnp.sum(carry.z**2, axis=(1, 2)), 1e-12)
-        )
-        halted = carry.hits >= 2
-        hits = jnp.where(halted, carry.hits, jnp.where(velocity < threshold, carry.hits + 1, 0))
-        return (
-            jnp.where(halted[:, None, None], carry.z, new),
-            jnp.where(halted, 0.0, velocity),
-            hits,
-            refined,
-        )
-
-    def searching(carry: SearchState) -> Array:
-        # what has just been found may have a shorter form
-        return (carry.step < last) & (
-            (carry.pool.fvu[0] > budget.solved) | (carry.step < carry.found_at + budget.shorten)
-        )
-
-    price = functools.partial(score, points=count)
-
-    def offer(
-        pool: Pool, tokens: Array, values: Array, nodes: Array, step: Array
-    ) -> tuple[Array, Array]:
-        """Remembered formulas with terms they lack or a subtree exchanged; short formulas paired
-        with parts of what was drawn, first with one another.
-        """
-        if not budget.edits or not start.shape[0]:
-            return nothing
-        extended = missing_terms(pool, library, points, min(budget.missing_terms, budget.keep))
-        if not len(shortest.tokens):
-            return extended
-        subtrees = distinct_subtrees(
-            tokens[:half], values[:half], nodes[:, :half], points, len(whole.tokens)
-        )
-        subtrees = tree_where(jnp.full(len(whole.tokens), step == 0), whole, subtrees)
-        return concat(extended, pair_up(subtrees, shortest, points, budget.couples))
-
-    def propose(carry: SearchState) -> SearchState:
-        """Draw, execute, fit, remember, and give every thought its next candidate."""
-        key, k_draw, k_edit, k_other = jax.random.split(carry.key, 4)
-        u = jax.random.uniform(k_other, (2 * thoughts + budget.edits,), minval=1e-6)
-        u_lag, u_which, u_parent = u[:thoughts], u[thoughts : 2 * thoughts], u[2 * thoughts :]
-
-        def mostly_first(u: Array, typical: float) -> Array:
-            """Places in the pool, exponentially distributed with the mean `typical`."""
-            return jnp.minimum((-jnp.log(u) * typical).astype(jnp.int32), budget.keep - 1)
-
-        pool = carry.pool
-        tokens = draw(k_draw, carry.z)
-        values = jnp.asarray(TOKEN_VALUE)[tokens]
-        if budget.edits:
-            rank = mostly_first(u_parent, budget.keep / 5)
-            parents = jnp.where(jnp.isfinite(pool.fvu[rank]), rank, 0)
-            donors = jnp.concatenate([pool.tokens, tokens[: budget.keep]])
-            tokens, values = concat(
-                (tokens, values),
-                edit(
-                    k_edit,
-                    pool.tokens[parents],
-                    pool.values[parents],
-                    donors,
-                    model.refiner.variables,
-                ),
-                carry.offers,
-            )
-        nodes = evaluate_nodes(tokens, values, points.x)
-        drawn = execute(tokens, values, points, nodes)
-        own = thoughts * budget.samples
-        chosen = top_per_group(jax.tree.map(lambda a: a[:own], drawn), thoughts, budget.fits, count)
-        if budget.edits:
-            others = jax.tree.map(lambda a: a[own:], drawn)
-            chosen = jnp.concatenate(
-                [chosen, own + top_per_group(others, 8, min(10, len(others.fvu) // 8), count)]
-            )
-        again = min(
-            64, budget.keep
-        )  # the constants of the best remembered formulas go on being fitted
-        fit_next = [(tokens[chosen], values[chosen]), (pool.tokens[:again], pool.values[:again])]
-        if start.shape[0]:  # and those of short formulas and quotients, the best first
-            fit_next.append((waiting[0][carry.step], waiting[1][carry.step]))
-        to_fit = concat(*fit_next)
-        fit = levenberg_marquardt(
-            *to_fit, points.x, points.y, points.mask, steps=budget.fit_steps, terms=TERMS
-        )
-        fitted = Candidate(to_fit[0], fit.values, fit.fitted, fit.fvu)
-        cost = price(fitted.tokens, fitted.fvu)
-        pool = merge(pool, Pool(*fitted, cost, fit.rows))
-        each = cost[: thoughts * budget.fits].reshape(thoughts, budget.fits)
-        best = jnp.argmin(each, axis=1) + jnp.arange(thoughts) * budget.fits
-        now, old = jax.tree.map(lambda a: a[best], fitted), carry.candidate
-        candidate = tree_where(price(now.tokens, now.fvu) < price(old.tokens, old.fvu), now, old)
-        # a thought whose candidate lags behind takes one of the remembered ones
-        pick = mostly_first(u_which, thoughts / 4)
-        lags = (price(candidate.tokens, candidate.fvu) > pool.cost[budget.keep // 2]) & (
-            u_lag < 0.3
-        )
-        shared = jax.tree.map(lambda a: a[pick], pool.candidate())
-        candidate = tree_where(lags & jnp.isfinite(shared.fvu), shared, candidate)
-        found_at = jnp.where(
-            pool.cost[0] < carry.pool.cost[0] - 0.5, carry.step + 1, carry.found_at
-        )
-        offers = offer(pool, tokens, values, nodes, carry.step)
-        return carry._replace(
-            candidate=candidate,
-            pool=pool,
-            offers=offers,
-            hits=jnp.zeros_like(carry.hits),
-            rested=zero,
-            found_at=found_at,
-            key=key,
-        )
-
-    def settle(carry: SearchState) -> SearchState:
-        """Every thought gets the best formula; from here on nothing but the latents moves."""
-        best = jax.tree.map(
-            lambda a: jnp.broadcast_to(a[:1], (thoughts, *a.shape[1:])), carry.pool.candidate()
-        )
-        return carry._replace(candidate=best, rested=carry.rested + 1)
-
-    def step(carry: SearchState) -> SearchState:
-        z, velocity, hits, refined = move(carry)
-        trace = Trace(
-            carry.trace.velocity.at[carry.step].set(velocity),
-            carry.trace.fvu.at[carry.step].set(carry.pool.fvu[0]),
-            carry.trace.gram.at[carry.step].set(z[0] @ z[0].T),
-            carry.trace.latent.at[carry.step].set(z.reshape(thoughts, -1) @ sketch),
-        )
-        carry = jax.lax.cond(
-            searching(carry),
-            propose,
-            settle,
-            carry._replace(z=z, hits=hits, before=(carry.z, refined), trace=trace),
-        )
-        return carry._replace(step=carry.step + 1)
-
-    def going_on(carry: SearchState) -> Array:
-        return (carry.step < budget.steps) & (
-            searching(carry) | (jnp.any(carry.hits < 2) if budget.network else False)
-        )
-
-    blank = Trace(
-        jnp.full((budget.steps, thoughts), jnp.nan),
-        jnp.full(budget.steps, jnp.nan),
-        jnp.full((budget.steps, slots, slots), jnp.nan),
-        jnp.full((budget.steps, thoughts, 8), jnp.nan),
-    )
-    pool = Pool(
-        jnp.zeros((budget.keep, slots), jnp.int32).at[:, 0].set(1),
-        jnp.zeros((budget.keep, slots), jnp.float32),
-        jnp.zeros((budget.keep, points.y.shape[1]), jnp.float32),
-        jnp.full(budget.keep, jnp.inf),
-        jnp.full(budget.keep, jnp.inf),
-        jnp.zeros((budget.keep, TERMS, points.y.shape[1]), jnp.float32),
-    )
-    offers = nothing
-    if start.shape[0]:
-        library = make_library(k_start, start, points)
-        shortest = jax.tree.map(
-            lambda a: a[: min(SHORTEST, a.shape[0] // BLOCK * BLOCK) if budget.couples else 0],
-            library,
-        )
-        rows = queue_order(library, points, budget.search_steps * budget.fits_short)
-        queues = [(library.tokens[rows], library.values[rows])]
-        if budget.fits_ratio:
-            queues.append(quotients(library, points, budget.search_steps * budget.fits_ratio))
-        turns = [[a.reshape(budget.search_steps, -1, slots) for a in queue] for queue in queues]
-        waiting = [jnp.concatenate(arrays, axis=1) for arrays in zip(*turns, strict=True)]
-        best = initial_pool(library, points, min(budget.keep, start.shape[0]))
-        pool = jax.tree.map(lambda a, b: a.at[: len(b)].set(b), pool, best)
-        # at the first step the parts are short formulas themselves
-        whole = Subtrees(
-            *(
-                a[: min(budget.parts, half * slots)]
-                for a in (library.tokens, library.values, library.y)
-            )
-        )
-        if budget.edits:
-            blank_draws = (
-                jnp.zeros((half, slots), jnp.int32),
-                jnp.zeros((half, slots), jnp.float32),
-                jnp.zeros((slots, half, points.y.shape[1]), jnp.float32),
-            )
-            shapes = jax.eval_shape(offer, pool, *blank_draws, zero)
-            offers = (
-                jnp.zeros(shapes[0].shape, jnp.int32).at[:, 0].set(1),
-                jnp.zeros(shapes[1].shape, jnp.float32),
-            )  # x, many times
-    carry = SearchState(
-        z,
-        no_candidate(spread, slots),
-        pool,
-        offers,
-        jnp.zeros(thoughts, jnp.int32),
-        (z, z),
-        zero,
-        zero,
-        zero,
-        key,
-        blank,
-    )
-    carry = jax.lax.while_loop(going_on, step, carry)
-    return SearchOutput(
-        carry.pool,
-        carry.z,
-        carry.trace,
-        carry.step,
-        carry.found_at,
-        jnp.all(carry.hits >= 2),
-        carry.step - carry.rested,
-    )

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
+from refinemath.execution import Programs, lengths
 from refinemath.expression import (
-    END,
     FIRST_CONSTANT,
     IS_FUNCTION,
     NESTING_CODE_LENGTH,
@@ -20,23 +20,37 @@ from refinemath.expression import (
     TOKEN_CODE_LENGTH,
     is_constant,
 )
-from refinemath.fitting import Candidate
+from refinemath.fitting import TERMS, Candidate
 
 
 class Pool(NamedTuple):
-    """The best formulas so far, one of each skeleton, by description length."""
+    """The best formulas so far, one of each skeleton, sorted by score (lower is better)."""
 
-    tokens: Int[Array, "keep slots"]
-    values: Float[Array, "keep slots"]
-    fitted: Float[Array, "keep points"]
-    fvu: Float[Array, " keep"]
-    cost: Float[Array, " keep"]
+    tokens: Int[Array, "size slots"]
+    values: Float[Array, "size slots"]
+    fitted: Float[Array, "size points"]
+    fvu: Float[Array, " size"]
+    score: Float[Array, " size"]
     # orthonormal, spanning the centred terms: all that other coefficients could explain
-    rows: Float[Array, "keep terms points"]
+    rows: Float[Array, "size terms points"]
 
-    def candidate(self) -> Candidate:
+    def candidates(self) -> Candidate:
         """The same formulas as the refiner wants them."""
         return Candidate(self.tokens, self.values, self.fitted, self.fvu)
+
+    def programs(self) -> Programs:
+        """The formulas alone."""
+        return Programs(self.tokens, self.values)
+
+
+def empty_pool(size: int, slots: int, points: int) -> Pool:
+    """A pool of formulas x1 that count as infinitely bad."""
+    nothing = jnp.zeros((size, slots), jnp.float32)
+    never = jnp.full(size, jnp.inf, jnp.float32)
+    flat = jnp.zeros((size, TERMS, points), jnp.float32)
+    return Pool(
+        jnp.zeros_like(nothing, jnp.int32).at[:, 0].set(1), nothing, flat[:, 0], never, never, flat
+    )
 
 
 def skeleton_hash(tokens: Int[Array, "batch slots"]) -> Int[Array, " batch"]:
@@ -51,82 +65,60 @@ def skeleton_hash(tokens: Int[Array, "batch slots"]) -> Int[Array, " batch"]:
 def score(
     tokens: Int[Array, "batch slots"], fvu: Float[Array, " batch"], points: Array
 ) -> Float[Array, " batch"]:
-    """Description length in nats, much as `solution.code_length`; infinite where the formula is
-    undefined.
+    """Description length in nats, much as `solution.code_length`; infinite where undefined.
 
     Leverages are not known here; the numbers pay as in the corrected criterion of Akaike (Hurvich &
-    Tsai 1989) instead.
+    Tsai 1989) instead, and every sum counts as one more term.
     """
     function = jnp.asarray(IS_FUNCTION)[tokens]
-    nested = jnp.sum(function[:, :-1] & function[:, 1:], axis=1, dtype=jnp.int32).astype(
-        jnp.float32
-    )
+    nested = jnp.sum(function[:, :-1] & function[:, 1:], axis=1, dtype=jnp.float32)
     splits = (tokens == OPERATOR_TOKEN["add"]) | (tokens == OPERATOR_TOKEN["sub"])
-    numbers = 2.0 + jnp.sum(is_constant(tokens) | splits, axis=1, dtype=jnp.int32).astype(
-        jnp.float32
-    )  # every sum counted as one more term
+    numbers = 2.0 + jnp.sum(is_constant(tokens) | splits, axis=1, dtype=jnp.float32)
     price = numbers * jnp.minimum(points / jnp.maximum(points - numbers - 1.0, 0.5), 8.0)
-    price = (
-        price
-        + jnp.sum(jnp.asarray(TOKEN_CODE_LENGTH)[tokens], axis=1)
-        + NESTING_CODE_LENGTH * nested
-    )
+    price = price + jnp.sum(jnp.asarray(TOKEN_CODE_LENGTH)[tokens], axis=1)
+    price = price + NESTING_CODE_LENGTH * nested
     return price + 0.5 * points * jnp.log(jnp.where(jnp.isfinite(fvu), fvu, jnp.inf) + 1e-13)
 
 
 def best_per_group(
-    name: Int[Array, "... formulas"], cost: Float[Array, "... formulas"]
+    group: Int[Array, "... formulas"], loss: Float[Array, "... formulas"]
 ) -> tuple[Array, Array]:
-    """The order by name, then cost, and the costs in that order: infinite for all but the cheapest
-    of each name.  Along the last axis.
+    """The order by group, then loss, and the losses in that order: infinite for all but the lowest
+    of each group.  Along the last axis.
     """
-    order = jnp.lexsort((cost, name), axis=-1)
-    names = jnp.take_along_axis(name, order, axis=-1)
-    repeated = jnp.concatenate(
-        [jnp.zeros_like(names[..., :1], bool), names[..., 1:] == names[..., :-1]], axis=-1
-    )
-    return order, jnp.where(repeated, jnp.inf, jnp.take_along_axis(cost, order, axis=-1))
+    order = jnp.lexsort((loss, group), axis=-1)
+    groups = jnp.take_along_axis(group, order, axis=-1)
+    repeated = groups[..., 1:] == groups[..., :-1]
+    repeated = jnp.concatenate([jnp.zeros_like(groups[..., :1], bool), repeated], axis=-1)
+    return order, jnp.where(repeated, jnp.inf, jnp.take_along_axis(loss, order, axis=-1))
 
 
 def merge(pool: Pool, new: Pool) -> Pool:
     """The pool with new formulas put in, in any order.
 
-    What stays is the best of each skeleton and of each residual, and of these the `keep` best and
-    the two best of every length.
+    What stays is the best of each skeleton and of each residual: the same function in other words
+    leaves the same residual.  Of these, the best of all and the two best of every length stay.
     """
-    keep = pool.fvu.shape[0]
     everything = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), pool, new)
-    order, cost = best_per_group(skeleton_hash(everything.tokens), everything.cost)
-    # the same function in other words leaves the same residual; of such formulas the cheapest stays
+    order, loss = best_per_group(skeleton_hash(everything.tokens), everything.score)
     level = jnp.round(jnp.log(jnp.maximum(everything.fvu[order], 1e-14)) * 1e4)
-    by_level = jnp.lexsort((cost, level))
-    cost = cost.at[by_level[1:]].set(
-        jnp.where(level[by_level[1:]] == level[by_level[:-1]], jnp.inf, cost[by_level[1:]])
-    )
-    length = jnp.sum(everything.tokens[order] != END, axis=1, dtype=jnp.int32)
-    by_length = jnp.lexsort((cost, length))
-    leads = (
-        jnp.zeros(len(cost), bool)
-        .at[by_length]
-        .set(length[by_length] != jnp.roll(length[by_length], 2))
-    )
-    best = jax.lax.top_k(-jnp.where(leads & jnp.isfinite(cost), cost - 1e6, cost), keep)[1]
-    best = best[jnp.argsort(cost[best])]
-    return jax.tree.map(lambda a: a[order[best]], everything)._replace(cost=cost[best])
+    by_level = jnp.lexsort((loss, level))
+    first, second = by_level[:-1], by_level[1:]
+    loss = loss.at[second].set(jnp.where(level[second] == level[first], jnp.inf, loss[second]))
+    length = lengths(everything.tokens[order])
+    by_length = jnp.lexsort((loss, length))
+    leads = length[by_length] != jnp.roll(length[by_length], 2)
+    leads = jnp.zeros(len(loss), bool).at[by_length].set(leads) & jnp.isfinite(loss)
+    best = jax.lax.top_k(-jnp.where(leads, loss - 1e6, loss), len(pool.fvu))[1]
+    best = best[jnp.argsort(loss[best])]
+    return jax.tree.map(lambda a: a[order[best]], everything)._replace(score=loss[best])
 
 
 def top_per_group(
     candidates: Candidate, groups: int, most: int, points: Array
 ) -> Int[Array, " chosen"]:
-    """Indices of the `most` best formulas with different skeletons in each of `groups` groups of
-    one size.
-    """
-    count = len(candidates.fvu)
-    rest = -count % groups  # the last group may be smaller
-    cost = jnp.pad(
-        score(candidates.tokens, candidates.fvu, points), (0, rest), constant_values=jnp.inf
-    ).reshape(groups, -1)
-    name = jnp.pad(skeleton_hash(candidates.tokens), (0, rest)).reshape(groups, -1)
-    order, ranked = best_per_group(name, cost)
+    """Rows of the `most` best formulas of different skeletons in each of `groups` equal parts."""
+    loss = score(candidates.tokens, candidates.fvu, points).reshape(groups, -1)
+    order, ranked = best_per_group(skeleton_hash(candidates.tokens).reshape(groups, -1), loss)
     top = jnp.take_along_axis(order, jax.lax.top_k(-ranked, most)[1], axis=1)
-    return jnp.minimum((top + jnp.arange(groups)[:, None] * cost.shape[1]).reshape(-1), count - 1)
+    return (top + jnp.arange(groups, dtype=top.dtype)[:, None] * loss.shape[1]).reshape(-1)

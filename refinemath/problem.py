@@ -12,7 +12,8 @@ import numpy as np
 
 from refinemath.expression import VARIABLES
 from refinemath.fitting import Points
-from refinemath.loop import POINTS
+
+POINTS = 64  # the network and the search look at no more points than this
 
 FEWEST_POINTS = 4
 

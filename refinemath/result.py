@@ -135,7 +135,7 @@ def _result(
         iterations,
         formula,
         chosen.fvu,
-        bool(outcome.converged),
+        False,
         chosen.fvu < EXACT,
         chosen.fvu < 0.01,
         tuple(records),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import numbers
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -18,14 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from refinemath import loop, weights
+from refinemath import weights
 from refinemath.answer.choose import Known, choose_solution, refit
 from refinemath.answer.solution import EXACT, Solution, code_length
 from refinemath.answer.targets import SHORT_SEARCH, UNDO, planned
-from refinemath.loop import SearchConfig, SearchOutput
+from refinemath.compiled import no_rows, run_search
+from refinemath.corpus.build import build_table
+from refinemath.corpus.exclusions import training_exclusions
+from refinemath.loop import Proposer, SearchConfig, SearchOutput, declares
 from refinemath.model import ModelConfig
 from refinemath.problem import MOST_POINTS, DataError, prepare, read_points
 from refinemath.proposers.library import short_skeletons
+from refinemath.proposers.registry import DEFAULT, resolve
 from refinemath.result import Result, _constant, _result, judged
 from refinemath.weights import _load, shipped_widths
 
@@ -68,7 +73,7 @@ def plain_float32() -> Iterator[None]:
     GPU would round the factors of its products.
     """
     new: Any = getattr(jax, "enable_x64", None)
-    narrow = new(False) if new else jax.experimental.disable_x64()  # type: ignore[attr-defined]
+    narrow = new(False) if new is not None else jax.experimental.disable_x64()  # type: ignore[attr-defined]
     with (
         narrow,
         contextlib.nullcontext()
@@ -80,6 +85,12 @@ def plain_float32() -> Iterator[None]:
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, numbers.Integral)  # NumPy's whole numbers as well
+
+
+@functools.cache
+def blind_table(seed: int = 99, per_length: int = 60_000) -> np.ndarray:
+    """Skeletons for blind draws, made and kept as for training: the null model of the network."""
+    return np.asarray(build_table(per_length, seed=seed, excluded=training_exclusions()[0]).tokens)
 
 
 _COMPILED: set[Any] = set()  # the searches that this process has compiled
@@ -103,9 +114,10 @@ class RefineMath:
         max_iters: int = 32,
         *,
         weights: str | Path | None = None,
-        budget: SearchConfig | None = None,
-        sweep: bool = True,
+        proposers: Iterable[str | Proposer] = DEFAULT,
+        config: SearchConfig | None = None,
         undo: bool = True,
+        patience: int = 3,
     ):
         if not _is_whole(max_iters) or not 1 <= max_iters <= 1024:
             raise ValueError(
@@ -116,15 +128,13 @@ class RefineMath:
         self.latent_dim = int(latent_dim)
         self.max_iters = int(max_iters)
         self.weights = None if weights is None else Path(weights)
-        self.sweep = sweep
+        self.proposers = resolve(proposers)
+        self.reads = any(declares(p, "reads_latents") for p in self.proposers)
         self.undo = undo
-        self.prior: np.ndarray | None = None  # skeletons for the null model
-        base = budget or SearchConfig()
-        self.budget = replace(
-            base,
-            steps=self.max_iters,
-            search_steps=min(base.search_steps, max(1, self.max_iters // 2)),
-        )
+        self.patience = patience
+        base = config or SearchConfig()
+        search_steps = min(base.search_steps, max(1, self.max_iters // 2))
+        self.config = replace(base, steps=self.max_iters, search_steps=search_steps)
 
     def _parameters(self) -> tuple[Any, Any, ModelConfig]:
         if self.weights is not None:
@@ -192,19 +202,20 @@ class RefineMath:
         spaced = np.round(np.linspace(0, len(x) - 1, MOST_POINTS)).astype(int)
         few = np.argsort(x[:, 0], kind="stable")[spaced] if len(x) > MOST_POINTS else slice(None)
         prepared = prepare(x[few], target[few])
-        start = jnp.asarray(
-            short_skeletons(config.slots, 32)
-            if self.sweep
-            else np.zeros((0, config.slots), np.uint8)
+        uses = {
+            t: any(declares(p, t) for p in self.proposers) for t in ("uses_library", "uses_table")
+        }
+        start = (
+            jnp.asarray(short_skeletons(config.slots))
+            if uses["uses_library"]
+            else no_rows(config.slots)
         )
-        prior = jnp.asarray(
-            np.zeros((1, config.slots), np.uint8) if self.prior is None else self.prior
-        )
+        table = jnp.asarray(blind_table()) if uses["uses_table"] else no_rows(config.slots)
         front: dict[tuple[str, ...], Solution] = {}
         known: Known = ({}, {})
         chosen: Solution | None = None
         kept: SearchOutput | None = None
-        program = (config, self.budget, prepared.points.y.shape, start.shape, prior.shape)
+        program = (config, self.config, self.proposers, prepared.points.y.shape)
         compiled = (
             program in _COMPILED
         )  # if not, the first search also compiles, and its time predicts nothing
@@ -214,17 +225,17 @@ class RefineMath:
         def search(attempt: int) -> SearchOutput:
             operation, view = plan(attempt)
             key = jax.random.fold_in(jax.random.key(int(seed) % 2**63), attempt)
-            most = jnp.int32(SHORT_SEARCH if operation else self.budget.search_steps)
-            return loop.search(
-                params,
-                graph,
+            most = jnp.int32(SHORT_SEARCH if operation else self.config.search_steps)
+            return run_search(
+                params if self.reads else None,
+                graph if self.reads else None,
                 view.points,
                 key,
-                jnp.float32(threshold),
                 start,
-                prior,
-                budget=self.budget,
-                at_most=most,
+                table,
+                most,
+                proposers=self.proposers,
+                config=self.config,
             )
 
         agreed = attempt = taken = 0
@@ -233,7 +244,7 @@ class RefineMath:
         with contextlib.nullcontext() if compiled else kept_compiled():
             outcome = search(0)
         while True:
-            solved = float(outcome.pool.fvu[0]) <= self.budget.solved  # waits for the device
+            solved = float(outcome.pool.fvu[0]) <= self.config.solved  # waits for the device
             taken += int(outcome.steps)
             found = time.perf_counter()
             one_more = (
@@ -247,7 +258,7 @@ class RefineMath:
             )  # only searches of the data themselves use up the patience
             following = (
                 search(attempt + 1)
-                if one_more and not solved and agreed + counts < self.budget.patience
+                if one_more and not solved and agreed + counts < self.patience
                 else None
             )
             for solution in refit(outcome, *plan(attempt), prepared):
@@ -266,7 +277,7 @@ class RefineMath:
             reading = time.perf_counter() - found
             if (
                 (chosen is not None and chosen.fvu < EXACT)
-                or agreed >= self.budget.patience
+                or agreed >= self.patience
                 or not one_more
             ):
                 break

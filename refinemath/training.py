@@ -373,27 +373,6 @@ def make_trainer(
     return Trainer(step, lambda: place(jax.jit(init)()), place)
 
 
-def gathered(state: TrainState) -> TrainState:
-    """The whole state on this process.  Where several processes hold shares of it, all of them must
-    call this together.
-    """
-    if jax.process_count() == 1:
-        return state
-    from jax.experimental import multihost_utils
-
-    whole: TrainState = multihost_utils.process_allgather(state, tiled=True)
-    return whole
-
-
-def agreed(decision: bool) -> bool:
-    """What the first process decided, told to all: their clocks differ."""
-    if jax.process_count() == 1:
-        return decision
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(decision)))
-
-
 def train(
     config: ModelConfig,
     recipe: TrainConfig,
@@ -450,7 +429,6 @@ def train(
                 "folder"
             )
         state = trainer.place(state)
-    everything = state
     first = int(state.step)
     if first > recipe.steps:
         raise weights.CheckpointError(
@@ -459,14 +437,9 @@ def train(
     last = recipe.steps if stop_after is None else min(recipe.steps, first + stop_after)
     started = saved = time.monotonic()
     window: list[dict[str, Array]] = []
-    lead = jax.process_index() == 0
     with (
         tqdm(
-            total=recipe.steps,
-            initial=first,
-            disable=not (show and lead),
-            unit="step",
-            mininterval=5,
+            total=recipe.steps, initial=first, disable=not show, unit="step", mininterval=5
         ) as bar,
         (folder / "log.jsonl").open("a") as log,
     ):
@@ -484,27 +457,20 @@ def train(
                 bar.set_postfix(
                     loss=f"{mean['loss']:.3f}", ex_s=f"{mean['examples_per_second']:.0f}"
                 )
-                if lead:
-                    log.write(json.dumps({k: round(v, 5) for k, v in mean.items()}) + "\n")
-                    log.flush()
+                log.write(json.dumps({k: round(v, 5) for k, v in mean.items()}) + "\n")
+                log.flush()
                 if not np.isfinite(mean["loss"]):
                     raise FloatingPointError(
                         f"the loss is {mean['loss']} at step {step + 1}; the last checkpoint is "
                         f"{path}"
                     )
-            due = step + 1 == last or (
-                (jax.process_count() == 1 or (step + 1) % 50 == 0)
-                and agreed(time.monotonic() - saved > save_seconds)
-            )
-            if due:
-                everything = gathered(state)
-                if lead:
-                    weights.save(path, everything, {**record, "step": step + 1})
+            if step + 1 == last or time.monotonic() - saved > save_seconds:
+                weights.save(path, state, {**record, "step": step + 1})
                 saved = time.monotonic()
-    if lead and last == recipe.steps:
+    if last == recipe.steps:
         weights.save(
             folder / "weights.npz",
-            everything.ema,
+            state.ema,
             {**record, "examples": recipe.steps * recipe.batch},
             dtype=np.float16,
         )

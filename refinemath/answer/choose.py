@@ -25,7 +25,7 @@ def refit_pool(
     """The `most` best formulas of a search and the `each` best of every length, numbers fitted
     again in float64; best description first.
     """
-    tokens, cost = np.asarray(outcome.pool.tokens), np.asarray(outcome.pool.cost)
+    tokens, cost = np.asarray(outcome.pool.tokens), np.asarray(outcome.pool.score)
     values, length = (
         np.asarray(outcome.pool.values, np.float64),
         np.count_nonzero(tokens != END, axis=1),

@@ -1,170 +1,137 @@
-"""Sums, products and quotients of a sampled subtree and a short formula, all pairs by matrix
-products.
+"""Sums, products and quotients of a sampled subtree and a short formula: all pairs are compared by
+matrix products.  (Chapter 8)
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from refinemath.execution import centre, structure
-from refinemath.expression import END, OPERATOR_TOKEN
+from refinemath.execution import Programs, Subtrees, lengths
+from refinemath.expression import OPERATOR_TOKEN
 from refinemath.fitting import Points
-from refinemath.proposers.library import BLOCK, Library, thin
-from refinemath.proposers.splice import concat_tokens, mask_invalid, single_token
+from refinemath.loop import Context, SearchState
+from refinemath.proposers.library import PAIR_COST, scale_rows, thin, unit_rows
+from refinemath.proposers.splice import concat_tokens, mask_invalid, single_token, whole
+
+BLOCK = 16  # short formulas at a time
+KINDS = ("add", "mul", "div")
+LEAST_FVU = 1e-6  # rounding blurs smaller ones: formulas are executed before they count
 
 
-class Subtrees(NamedTuple):
-    """Formulas, or subtrees of formulas, with their values on the points (0 where there is no
-    point).
-    """
+class Side(NamedTuple):
+    """One operand of all pairs: outputs as they are (length 1), centred (length 1), and sizes."""
 
-    tokens: Int[Array, "parts slots"]
-    values: Float[Array, "parts slots"]
-    y: Float[Array, "parts points"]
+    scaled: Float[Array, "formulas points"]
+    unit: Float[Array, "formulas points"]
+    size: Array
 
 
-def distinct_subtrees(
-    tokens: Int[Array, "batch slots"],
-    values: Float[Array, "batch slots"],
-    nodes: Float[Array, "slots batch points"],
-    points: Points,
-    most: int,
-) -> Subtrees:
-    """The `most` shortest subtrees with different values (`nodes`); one that is undefined or
-    constant on the points does not count.
+@dataclass(frozen=True)
+class Pairs:
+    """The best `per_kind` sums, products and quotients of subtrees and short formulas."""
 
-    Equal subtrees are executed by equal instructions, so their values agree bit for bit, and so
-    does a hash of the bits.
-    """
-    batch, slots = tokens.shape
-    mask = points.mask
-    size = structure(tokens)[0].reshape(-1)
-    y = jnp.swapaxes(nodes, 0, 1).reshape(batch * slots, -1)
-    y = jnp.where(mask, y, 0.0)
-    top = jnp.max(jnp.abs(y), axis=1)
-    moves = (
-        jnp.max(jnp.where(mask, y, -jnp.inf), axis=1) - jnp.min(jnp.where(mask, y, jnp.inf), axis=1)
-        > 1e-3 * top
-    )
-    counts = (tokens.reshape(-1) != END) & jnp.isfinite(top) & (top < 1e9) & (top > 1e-9) & moves
-    bits = (
-        jax.lax.bitcast_convert_type(y.astype(jnp.float32), jnp.uint32) >> 4
-    )  # all but the last digit
-    odd = jax.random.bits(jax.random.key(11), (1, y.shape[1]), jnp.uint32) | jnp.uint32(1)
-    name = jnp.where(
-        counts, jnp.sum(bits * odd, axis=1, dtype=jnp.uint32) >> 1, jnp.uint32(2**32 - 1)
-    )
-    order = jnp.argsort(name)
-    new = counts[order] & (name[order] != jnp.roll(name[order], 1))
-    rank = jax.lax.top_k(jnp.where(new, -size[order], -(slots + 1)), most)[1]
-    best, kept = order[rank], new[rank, None]
-    place = jnp.arange(slots, dtype=jnp.int32)[None]
-    row, at = (best // slots)[:, None], jnp.clip((best % slots)[:, None] + place, 0, slots - 1)
-    inside = kept & (place < size[best, None])
-    return Subtrees(
-        jnp.where(inside, tokens[row, at], END),
-        jnp.where(inside, values[row, at], 0.0),
-        jnp.where(kept, y[best], 0.0),
+    per_kind: int = 64
+    shortest: int = 544  # entries of the library: up to four tokens of x, common constants
+    refine: int = 20
+    uses_library: ClassVar[bool] = True
+
+    def init(self, context: Context, key: Array) -> tuple[()]:
+        """Nothing to remember."""
+        return ()
+
+    def propose(
+        self, model: Any, context: Context, memory: tuple[()], state: SearchState, key: Array
+    ) -> Programs:
+        """(kinds x per_kind) formulas, to be executed by whoever asks."""
+        count = min(self.shortest, len(context.library.tokens)) // BLOCK * BLOCK
+        short = Subtrees(*(a[:count] for a in context.library[:3]))
+        slots = short.tokens.shape[1]
+        if not count:
+            return mask_invalid(jnp.zeros(3 * self.per_kind, bool), _rows(short, 3 * self.per_kind))
+        loss, partner = best_partners(state.subtrees, short, context.points)
+        part = jax.lax.top_k(-loss, min(self.per_kind, loss.shape[1]))[1]
+        entry = jnp.take_along_axis(partner, part, axis=1).reshape(-1)
+        kinds = jnp.asarray([OPERATOR_TOKEN[kind] for kind in KINDS], jnp.int32)
+        head = single_token(jnp.repeat(kinds, part.shape[1]))
+        first = whole(Programs(short.tokens, short.values), entry)
+        second = whole(Programs(state.subtrees.tokens, state.subtrees.values), part.reshape(-1))
+        good = (first.length + second.length < slots) & (second.length > 0)
+        return mask_invalid(good, concat_tokens(slots, head, first, second))
+
+
+def _rows(short: Subtrees, count: int) -> Programs:
+    return Programs(
+        jnp.zeros((count, short.tokens.shape[1]), jnp.int32),
+        jnp.zeros((count, short.tokens.shape[1]), jnp.float32),
     )
 
 
-def pair_up(
-    parts: Subtrees, library: Library, points: Points, most: int
-) -> tuple[Int[Array, "batch slots"], Float[Array, "batch slots"]]:
-    """Every part g beside every library entry f: as a sum, a product, and a quotient; the best
-    `most` of each kind are written out as formulas.
+def best_partners(subtrees: Subtrees, short: Subtrees, points: Points) -> tuple[Array, Array]:
+    """For each subtree g and kind (kinds, subtrees): the loss of its best partner f, and which.
 
     Up to scale and offset the fit of all pairs is a handful of matrix products.  For a product f g,
     for instance, the sums of f g y, of (f g)^2 and of f g over the points are F Y G^T, F^2 G^2^T
-    and F G^T.  Rounding blurs an FVU under about 1e-5, so the formulas are executed and ranked anew
-    by whoever calls this.  Chapter 8.
+    and F G^T.  Chapter 8.
     """
-    slots = parts.tokens.shape[1]
-    points, parts_y, library_y = thin(points, parts.y, library.y)
-    parts, library = parts._replace(y=parts_y), library._replace(y=library_y)
+    points, step = thin(points)
     mask = points.mask
-    count = jnp.sum(mask).astype(jnp.float32)
+    outputs = subtrees.outputs[:, ::step]
+    g = Side(scale_rows(outputs), unit_rows(outputs, mask), lengths(subtrees.tokens))
+    never_zero = jnp.min(jnp.where(mask, jnp.abs(outputs), jnp.inf), axis=1) > 1e-9
+    never_zero &= subtrees.tokens[:, 0] != OPERATOR_TOKEN["inv"]  # f / (1 / g) is f g
+    inverse = jnp.where(outputs == 0, 1.0, outputs)
+    over_g = scale_rows(jnp.where(mask & never_zero[:, None], 1.0 / inverse, 0.0))
+    factors = jnp.stack([g.scaled, over_g])
+    target, slots = unit_rows(points.y, mask), short.tokens.shape[1]
 
-    def scaled(y: Array) -> Array:
-        return y / jnp.maximum(jnp.sqrt(jnp.sum(y**2, axis=1, keepdims=True)), 1e-30)
-
-    def unit(y: Array) -> Array:
-        return scaled(centre(y, jnp.broadcast_to(mask, y.shape))[0])
-
-    def fee(size: Array) -> Array:
-        """A token is paid for as 5/2 nats of n/2 log FVU; the exponential of both sides needs no
-        logarithm of every pair.
-        """
-        return jnp.exp(5.0 / count * size.astype(jnp.float32))
-
-    target = unit(points.y)
-    size, entry_size = (
-        jnp.sum(t != END, axis=1, dtype=jnp.int32) for t in (parts.tokens, library.tokens)
-    )
-    g, g_unit = scaled(parts.y), unit(parts.y)
-    never_zero = jnp.min(jnp.where(mask, jnp.abs(parts.y), jnp.inf), axis=1) > 1e-9
-    never_zero &= parts.tokens[:, 0] != OPERATOR_TOKEN["inv"]  # f / (1 / g) is f g
-    over_g = scaled(
-        jnp.where(mask & never_zero[:, None], 1.0 / jnp.where(parts.y == 0, 1.0, parts.y), 0.0)
-    )
-    alone = target @ g_unit.T
-    of_product = jnp.stack([g, over_g])
-
-    def block(
-        best: tuple[Array, Array], entries: tuple[Array, Array, Array, Array]
-    ) -> tuple[tuple[Array, Array], None]:
-        """Fit all parts beside some entries; keep each part's cheapest partner of each kind."""
-        f, f_unit, length, index = entries
-        own, overlap = f_unit @ target.T, f_unit @ g_unit.T
-        both = (own**2 + alone**2 - 2 * own * alone * overlap) / jnp.maximum(1.0 - overlap**2, 1e-4)
-        of_sum = jnp.where(overlap**2 < 1 - 1e-4, 1.0 - both, 1.0)
-        mixed, square, mean = (
-            jnp.einsum("fn,kgn->kfg", a, b)
-            for a, b in ((f * target, of_product), (f**2, of_product**2), (f, of_product))
+    def block(best: tuple[Array, Array], entries: tuple[Side, Array]) -> tuple[Any, None]:
+        """Fit all subtrees beside some entries; keep each subtree's best partner of each kind."""
+        f, index = entries
+        fvu = jnp.concatenate(
+            [sum_fvu(f, g, target)[None], product_fvu(f, factors, target, jnp.sum(mask))]
         )
-        spread = square - mean**2 / count
-        of_others = jnp.where(
-            spread > 1e-5 * square, 1.0 - mixed**2 / jnp.maximum(spread, 1e-30), 1.0
-        )
-        fvu = jnp.concatenate([of_sum[None], of_others])  # (kinds, entries, parts)
-        fits = (length[:, None] + size[None] < slots) & (size[None] > 0)
-        cost = jnp.where(
-            fits[None],
-            jnp.maximum(fvu, 1e-6) * (fee(length)[:, None] * fee(size)[None])[None],
-            jnp.inf,
-        )
-        lowest = jnp.min(cost, axis=1)
-        which = index[jnp.argmin(cost, axis=1)]
+        loss = pair_loss(fvu, f.size[:, None] + g.size[None], jnp.sum(mask))
+        fits = (f.size[:, None] + g.size[None] < slots) & (g.size[None] > 0)
+        loss = jnp.where(fits[None], loss, jnp.inf)
+        lowest, which = jnp.min(loss, axis=1), index[jnp.argmin(loss, axis=1)]
         better = lowest < best[0]
         return (jnp.where(better, lowest, best[0]), jnp.where(better, which, best[1])), None
 
-    entries = (
-        scaled(library.y),
-        unit(library.y),
-        entry_size,
-        jnp.arange(len(entry_size), dtype=jnp.int32),
-    )
-    start = jnp.full((3, len(size)), jnp.inf), jnp.zeros((3, len(size)), jnp.int32)
-    (cost, partner), _ = jax.lax.scan(
-        block, start, jax.tree.map(lambda a: a.reshape(-1, BLOCK, *a.shape[1:]), entries)
-    )
-    part = jax.lax.top_k(-cost, min(most, cost.shape[1]))[1]
-    entry = jnp.take_along_axis(partner, part, axis=1).reshape(-1)
-    head = jnp.repeat(
-        jnp.asarray([OPERATOR_TOKEN[kind] for kind in ("add", "mul", "div")], jnp.int32),
-        part.shape[1],
-    )
-    part = part.reshape(-1)
-    m, n = entry_size[entry], size[part]
-    pairs = concat_tokens(
-        slots,
-        single_token(head),
-        (library.tokens[entry], library.values[entry], m),
-        (parts.tokens[part], parts.values[part], n),
-    )
-    return mask_invalid((m + n < slots) & (n > 0), *pairs)  # where no pair fits, the formula is x
+    few = short.outputs[:, ::step]
+    f = Side(scale_rows(few), unit_rows(few, mask), lengths(short.tokens))
+    entries = f, jnp.arange(len(f.size), dtype=jnp.int32)
+    blocks = jax.tree.map(lambda a: a.reshape(-1, BLOCK, *a.shape[1:]), entries)
+    shape = (len(KINDS), len(g.size))
+    start = jnp.full(shape, jnp.inf), jnp.zeros(shape, jnp.int32)
+    return jax.lax.scan(block, start, blocks)[0]
+
+
+def sum_fvu(f: Side, g: Side, target: Float[Array, "1 points"]) -> Float[Array, "short subtrees"]:
+    """FVU of y ~ a f + b g + c; 1 where f and g are nearly proportional."""
+    own, alone, overlap = f.unit @ target.T, target @ g.unit.T, f.unit @ g.unit.T
+    both = own**2 + alone**2 - 2 * own * alone * overlap
+    both = both / jnp.maximum(1.0 - overlap**2, 1e-4)
+    return jnp.where(overlap**2 < 1 - 1e-4, 1.0 - both, 1.0)
+
+
+def product_fvu(
+    f: Side, factors: Float[Array, "kinds subtrees points"], target: Array, count: Array
+) -> Float[Array, "kinds short subtrees"]:
+    """FVU of y ~ a f h + c for every factor h."""
+    sides = (f.scaled * target, factors), (f.scaled**2, factors**2), (f.scaled, factors)
+    mixed, square, mean = (jnp.einsum("fn,kgn->kfg", a, b) for a, b in sides)
+    spread = square - mean**2 / count.astype(jnp.float32)
+    fvu = 1.0 - mixed**2 / jnp.maximum(spread, 1e-30)
+    return jnp.where(spread > 1e-5 * square, fvu, 1.0)
+
+
+def pair_loss(fvu: Array, size: Array, count: Array) -> Array:
+    """FVU times the price of the tokens: the exponential of the score, which needs no logarithm."""
+    price = jnp.exp(PAIR_COST / count.astype(jnp.float32) * size.astype(jnp.float32))
+    return jnp.maximum(fvu, LEAST_FVU) * price

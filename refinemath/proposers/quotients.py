@@ -1,104 +1,121 @@
-"""Quotients whose denominator holds a free number."""
+"""Quotients whose denominator holds a free number: 1/(g + d) and f/(g + d).  (Chapter 8)"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from refinemath.execution import centre
-from refinemath.expression import END, OPERATOR_TOKEN, nearest_constant
-from refinemath.fitting import Points
+from refinemath.execution import Programs, lengths
+from refinemath.expression import OPERATOR_TOKEN, nearest_constant
+from refinemath.loop import Context, SearchState
 from refinemath.pool import best_per_group, skeleton_hash
-from refinemath.proposers.library import Library, thin
-from refinemath.proposers.splice import concat_tokens, mask_invalid, single_token
-
-# entries of the library that stand above a denominator with a free number: x, and one function of
-# it
-NUMERATORS = 12
+from refinemath.proposers.library import thin, unit_rows
+from refinemath.proposers.pairs import pair_loss
+from refinemath.proposers.splice import concat_tokens, mask_invalid, single_token, whole
 
 
-def quotients(
-    library: Library, points: Points, most: int
-) -> tuple[Int[Array, "most slots"], Float[Array, "most slots"]]:
-    """The `most` best quotients 1 / (g + d) and f / (g + d) of different skeletons: g any entry of
-    the library, f one of the first, d free.
+class Denominators(NamedTuple):
+    """All g with outputs of at most 1, and what they divide."""
 
-    From (g + d) y = a f follows y = a f / g - d y / g, which is linear in a and d: one closed
-    formula gives d for each pair.  Which pairs are good is asked of the quotients themselves, up to
-    scale and offset.  A denominator that changes its sign does not count.  Chapter 8.
+    g: Float[Array, "entries points"]
+    inverse: Float[Array, "entries points"]  # 0 where g comes near 0
+    usable: Array
+    size: Array
+
+
+@dataclass(frozen=True)
+class Quotients:
+    """The best quotients of different skeletons, a queue that is made once: g any short formula, f
+    one of the first `numerators`, d in closed form.
     """
-    points, y_all = thin(points, library.y)
-    mask, y = points.mask, jnp.where(points.mask, points.y, 0.0)
-    count = jnp.sum(mask).astype(jnp.float32)
-    target = centre(y, mask)[0][0]
+
+    refine: int = 16
+    rounds: int = 8
+    numerators: int = 12  # x, and one function of it
+    uses_library: ClassVar[bool] = True
+
+    def init(self, context: Context, key: Array) -> Programs:
+        """The queue, (rounds, refine, slots)."""
+        queue = self.best(context, self.rounds * self.refine)
+        return Programs(*(a.reshape(self.rounds, self.refine, -1) for a in queue))
+
+    def propose(
+        self, model: Any, context: Context, memory: Programs, state: SearchState, key: Array
+    ) -> Programs:
+        """The next of the queue."""
+        return jax.tree.map(lambda a: a[state.step % self.rounds], memory)
+
+    def best(self, context: Context, most: int) -> Programs:
+        """The `most` best quotients; x1 where there are no more."""
+        library, (points, step) = context.library, thin(context.points)
+        outputs = library.outputs[:, ::step]
+        top = jnp.maximum(jnp.max(jnp.abs(outputs), axis=1, keepdims=True), 1e-30)
+        g = outputs / top  # so that squares stay in range
+        usable = jnp.min(jnp.where(points.mask, jnp.abs(g), jnp.inf), axis=1) > 1e-6
+        inverse = jnp.where(points.mask & usable[:, None], 1.0 / jnp.where(g == 0, 1.0, g), 0.0)
+        under = Denominators(g, inverse, usable, lengths(library.tokens))
+        first = min(self.numerators, len(g))
+        each = min(most, len(g))
+
+        def best_of(_: None, numerator: tuple[Array, Array]) -> tuple[None, tuple[Array, ...]]:
+            """The best entries under one numerator: their loss, index and d."""
+            d, loss = free_number(under, *numerator, points.y, points.mask)
+            least, index = jax.lax.top_k(-loss, each)
+            return None, (-least, index, d[index] * top[index, 0])
+
+        above = jnp.concatenate([jnp.where(points.mask, 1.0, 0.0), outputs[:first]])
+        length = jnp.concatenate([jnp.zeros(1, jnp.int32), under.size[:first]])
+        _, found = jax.lax.scan(best_of, None, (above, length))
+        loss, entry, d = (a.reshape(-1) for a in found)
+        numerator = jnp.repeat(jnp.arange(first + 1, dtype=jnp.int32), each)
+        name = skeleton_hash(library.tokens)
+        names = jnp.concatenate([jnp.zeros(1, jnp.int32), name[:first]])
+        order, loss = best_per_group(name[entry] * 16777619 + names[numerator], loss)
+        least, rank = jax.lax.top_k(-loss, most)
+        best = order[rank]
+        written = write_quotients(library, numerator[best], length, entry[best], d[best])
+        return mask_invalid(jnp.isfinite(least), written)
+
+
+def free_number(
+    under: Denominators, f: Array, length: Array, y: Array, mask: Array
+) -> tuple[Float[Array, " entries"], Float[Array, " entries"]]:
+    """The d of f/(g + d) for every g, and the loss of the quotient up to scale and offset.
+
+    From (g + d) y = a f follows y = a f/g - d y/g, which is linear in a and d.  A denominator that
+    changes its sign does not count.
+    """
+    y = jnp.where(mask, y, 0.0)
+    u, v = f[None] * under.inverse, y * under.inverse
+    uu, uv, vv = jnp.sum(u * u, 1), jnp.sum(u * v, 1), jnp.sum(v * v, 1)
+    uy, vy = u @ y[0], v @ y[0]
+    det = uu * vv - uv**2
+    d = jnp.where(det > 1e-5 * uu * vv, (uv * uy - uu * vy) / jnp.maximum(det, 1e-30), 0.0)
+    below = under.g + d[:, None]
+    lowest = jnp.min(jnp.where(mask, below, jnp.inf), 1)
+    one_sign = lowest * jnp.max(jnp.where(mask, below, -jnp.inf), 1) > 0
+    quotient = jnp.where(mask, f[None] / jnp.where(below == 0, 1.0, below), 0.0)
+    fvu = 1.0 - (unit_rows(quotient, mask) @ unit_rows(y, mask)[0]) ** 2
+    loss = pair_loss(fvu, under.size + length, jnp.sum(mask))
+    good = under.usable & one_sign & (d != 0) & jnp.isfinite(fvu)
+    return d, jnp.where(good, loss, jnp.inf)
+
+
+def write_quotients(
+    library: Any, numerator: Array, length: Array, entry: Array, d: Array
+) -> Programs:
+    """Tokens of 1/(g + d) where `numerator` is 0, else of f/(g + d) with f entry numerator - 1."""
     slots = library.tokens.shape[1]
-    size = jnp.sum(library.tokens != END, axis=1, dtype=jnp.int32)
-    top = jnp.maximum(jnp.max(jnp.abs(y_all), axis=1, keepdims=True), 1e-30)
-    g = y_all / top  # so that squares stay in range
-    usable = jnp.min(jnp.where(mask, jnp.abs(g), jnp.inf), axis=1) > 1e-6
-    over_g = jnp.where(mask & usable[:, None], 1.0 / jnp.where(g == 0, 1.0, g), 0.0)
-    name = skeleton_hash(library.tokens)
-    each = min(most, len(size))
-
-    def best_of(
-        carry: None, numerator: tuple[Array, Array]
-    ) -> tuple[None, tuple[Array, Array, Array]]:
-        """The best entries under one numerator: their cost, index and d."""
-        f, length = numerator
-        u, v = f[None] * over_g, y * over_g
-        uu, uv, vv, uy, vy = (
-            jnp.sum(u * u, 1),
-            jnp.sum(u * v, 1),
-            jnp.sum(v * v, 1),
-            u @ y[0],
-            v @ y[0],
-        )
-        det = uu * vv - uv**2
-        d = jnp.where(det > 1e-5 * uu * vv, (uv * uy - uu * vy) / jnp.maximum(det, 1e-30), 0.0)
-        under = g + d[:, None]
-        one_sign = (
-            jnp.min(jnp.where(mask, under, jnp.inf), 1)
-            * jnp.max(jnp.where(mask, under, -jnp.inf), 1)
-            > 0
-        )
-        quotient = jnp.where(mask, f[None] / jnp.where(under == 0, 1.0, under), 0.0)
-        quotient = centre(quotient, jnp.broadcast_to(mask, quotient.shape))[0]
-        fvu = 1.0 - (quotient @ target) ** 2 / jnp.maximum(
-            jnp.sum(quotient**2, 1) * jnp.sum(target**2), 1e-30
-        )
-        good = usable & one_sign & (d != 0) & jnp.isfinite(fvu) & (size + length + 3 <= slots)
-        cost = jnp.where(
-            good,
-            jnp.maximum(fvu, 1e-6) * jnp.exp(5.0 / count * (size + length).astype(jnp.float32)),
-            jnp.inf,
-        )
-        least, index = jax.lax.top_k(-cost, each)
-        return None, (-least, index, d[index] * top[index, 0])
-
-    first = min(NUMERATORS, len(size))
-    above = jnp.concatenate([jnp.where(mask, 1.0, 0.0), y_all[:first]])
-    length = jnp.concatenate([jnp.zeros(1, jnp.int32), size[:first]])
-    _, (cost, entry, d) = jax.lax.scan(best_of, None, (above, length))
-    cost, entry, d = cost.reshape(-1), entry.reshape(-1), d.reshape(-1)
-    numerator = jnp.repeat(jnp.arange(first + 1, dtype=jnp.int32), each)
-    word = (
-        name[entry] * jnp.int32(16777619)
-        + jnp.concatenate([jnp.zeros(1, jnp.int32), name[:first]])[numerator]
-    )
-    order, cost = best_per_group(word, cost)
-    least, rank = jax.lax.top_k(-cost, most)
-    best = order[rank]
-    entry, numerator, d = entry[best], numerator[best], d[best]
+    short = Programs(library.tokens, library.values)
     head = jnp.where(numerator == 0, OPERATOR_TOKEN["inv"], OPERATOR_TOKEN["div"])
-    above = jnp.maximum(numerator - 1, 0)
-    quotients = concat_tokens(
-        slots,
-        single_token(head),
-        (library.tokens[above], library.values[above], length[numerator]),
-        single_token(jnp.full_like(entry, OPERATOR_TOKEN["add"])),
-        (library.tokens[entry], library.values[entry], size[entry]),
-        single_token(nearest_constant(d), d),
-    )
-    return mask_invalid(jnp.isfinite(least), *quotients)
+    above = whole(short, jnp.maximum(numerator - 1, 0))._replace(length=length[numerator])
+    plus = single_token(jnp.full_like(entry, OPERATOR_TOKEN["add"]))
+    number = single_token(nearest_constant(d), d)
+    written = concat_tokens(slots, single_token(head), above, plus, whole(short, entry), number)
+    fits = length[numerator] + lengths(library.tokens[entry]) + 3 <= slots
+    return mask_invalid(fits, written)

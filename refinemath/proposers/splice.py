@@ -1,57 +1,54 @@
-"""Writing formulas token by token on the device."""
+"""Writing formulas token by token on the device: concatenation of pieces, and x where none fits."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
+from refinemath.execution import Programs, lengths
 from refinemath.expression import END
 
-# tokens and values, each (formulas, anything), and how many of the first of them count: (formulas,)
-Segment = tuple[Array, Array, Array]
+
+class Segment(NamedTuple):
+    """A piece of a formula for each of a batch: tokens, values, and how many of them count."""
+
+    tokens: Int[Array, "batch any"]
+    values: Float[Array, "batch any"]
+    length: Int[Array, " batch"]
 
 
-def single_token(token: Int[Array, " formulas"], value: Array | None = None) -> Segment:
-    """One token for each formula."""
-    return (
-        token[:, None],
-        jnp.zeros((*token.shape, 1)) if value is None else value[:, None],
-        jnp.ones_like(token),
-    )
+def whole(programs: Programs, rows: Int[Array, " batch"] | None = None) -> Segment:
+    """Whole formulas as segments; with `rows`, those of these rows."""
+    tokens, values = (a if rows is None else a[rows] for a in programs)
+    return Segment(tokens, values, lengths(tokens))
 
 
-def concat_tokens(
-    slots: int, *pieces: Segment
-) -> tuple[Int[Array, "formulas slots"], Float[Array, "formulas slots"]]:
-    """Formulas that hold the pieces one after the other; what goes beyond the slots is cut off."""
-    place = jnp.arange(slots, dtype=jnp.int32)[None]
-    end = jnp.zeros_like(pieces[0][2])[:, None]
-    tokens, values = (
-        jnp.full((len(end), slots), END, jnp.int32),
-        jnp.zeros((len(end), slots), jnp.float32),
-    )
-    for own, numbers, length in pieces:
+def single_token(token: Int[Array, " batch"], value: Array | None = None) -> Segment:
+    """One token for each formula; `value` is its number where it is a constant."""
+    number = jnp.zeros(token.shape, jnp.float32) if value is None else value
+    return Segment(token[:, None], number[:, None], jnp.ones_like(token))
+
+
+def concat_tokens(slots: int, *segments: Segment) -> Programs:
+    """Formulas that hold the segments one after the other, cut off at the last slot."""
+    position = jnp.arange(slots, dtype=jnp.int32)[None]
+    end = jnp.zeros_like(segments[0].length)[:, None]
+    tokens = jnp.full((len(end), slots), END, jnp.int32)
+    values = jnp.zeros((len(end), slots), jnp.float32)
+    for own, numbers, length in segments:
         start, end = end, end + length[:, None]
-        at = jnp.clip(place - start, 0, own.shape[1] - 1)
-        inside = (place >= start) & (place < end)
+        at = jnp.clip(position - start, 0, own.shape[1] - 1)
+        inside = (position >= start) & (position < end)
         tokens = jnp.where(inside, jnp.take_along_axis(own, at, axis=1), tokens)
         values = jnp.where(inside, jnp.take_along_axis(numbers, at, axis=1), values)
-    return tokens, values
+    return Programs(tokens, values)
 
 
-def mask_invalid(
-    good: Array, tokens: Int[Array, "formulas slots"], values: Float[Array, "formulas slots"]
-) -> tuple[Array, Array]:
-    """The formulas that are good (formulas,), and x in place of the others."""
-    x = jnp.zeros_like(tokens).at[:, 0].set(1)
-    return jnp.where(good[:, None], tokens, x), jnp.where(good[:, None], values, 0.0)
-
-
-def concat(
-    *formulas: tuple[Array, Array],
-) -> tuple[Int[Array, "batch slots"], Float[Array, "batch slots"]]:
-    """Several groups of formulas, as tokens and values, as one."""
-    return jnp.concatenate([tokens for tokens, _ in formulas]), jnp.concatenate(
-        [values for _, values in formulas]
-    )
+def mask_invalid(good: Array, programs: Programs) -> Programs:
+    """The formulas that are good (batch,), and x1 in place of the others."""
+    x = jnp.zeros_like(programs.tokens).at[:, 0].set(1)
+    tokens = jnp.where(good[:, None], programs.tokens, x)
+    return Programs(tokens, jnp.where(good[:, None], programs.values, 0.0))

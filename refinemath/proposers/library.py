@@ -123,6 +123,8 @@ def make_library(key: Array, skeletons: Int[Array, "entries slots"], points: Poi
 
 def scale_rows(v: Float[Array, "batch points"]) -> Float[Array, "batch points"]:
     """Rows of length 1; rows of zeros stay."""
+    top = jnp.max(jnp.abs(v), axis=1, keepdims=True)  # so that squares stay in range
+    v = jnp.where(top > 1e-30, v / jnp.maximum(top, 1e-30), 0.0)
     return v / jnp.maximum(jnp.sqrt(jnp.sum(v**2, axis=1, keepdims=True)), 1e-30)
 
 

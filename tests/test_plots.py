@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 import pictures
 from refinemath import plots
 from refinemath.answer.symbolic import latex_of
-from refinemath.loop import SearchOutput, Trace
+from refinemath.compiled import SearchRecord
+from refinemath.loop import Trace
 from refinemath.pool import Pool
 from refinemath.result import FrontEntry, Result
 from refinemath.text import parse
@@ -40,14 +41,14 @@ def fake(
         array[taken:] = np.nan
     trace = Trace(velocity=velocity, fvu=fvu, gram=gram, latent=latent)
     pool = Pool(*(np.zeros(1) for _ in Pool._fields))
-    outcome = SearchOutput(
+    outcome = SearchRecord(
         pool=pool,
-        z=np.zeros((THOUGHTS, SLOTS, 8)),
+        latents=np.zeros((THOUGHTS, SLOTS, 8)),
         trace=trace,
-        steps=np.array(taken),
-        found_at=np.array(2),
-        converged=np.array(False),
-        searched=np.array(4),
+        steps=taken,
+        found_at=2,
+        converged=False,
+        searched=4,
     )
     x = np.stack([np.linspace(-2, 2, 20)] * variables, axis=1)
     law = parse(formula)

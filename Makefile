@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 BASIC  := $(VENV)/.ready-solve
 READY  := $(VENV)/.ready-dev
-CODE   := refinemath tests book experiments
+CODE   := refinemath tests book experiments data
 
 INSTALL = @PYTHON="$(PYTHON)" sh environment.sh $(VENV)
 

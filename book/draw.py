@@ -20,12 +20,26 @@ from numpy.typing import NDArray
 STATIC = Path(__file__).parent / "_static"
 
 # Okabe and Ito's colours, safe for colour-blind readers.  Dark pages take the lighter ones.
-LIGHT = {"paper": "#fdfcf9", "ink": "#23272e", "muted": "#646a73", "cloud": "#0072b2", "point": "#d55e00"}
-DARK = {"paper": "#15191f", "ink": "#e6e4df", "muted": "#a3a9b3", "cloud": "#56b4e9", "point": "#e69f00"}
+LIGHT = {
+    "paper": "#fdfcf9",
+    "ink": "#23272e",
+    "muted": "#646a73",
+    "cloud": "#0072b2",
+    "point": "#d55e00",
+}
+DARK = {
+    "paper": "#15191f",
+    "ink": "#e6e4df",
+    "muted": "#a3a9b3",
+    "cloud": "#56b4e9",
+    "point": "#e69f00",
+}
 
 
 def spiral(arms: int = 7, dots: int = 3) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Dots on spirals around the origin: places (arms * dots, 2) and radii, both shrinking inwards."""
+    """Dots on spirals around the origin: places (arms * dots, 2) and radii, both shrinking
+    inwards.
+    """
     step = np.arange(1, dots + 1)
     distance = 0.13 + 0.25 * step
     turn = 0.42 * step
@@ -70,7 +84,9 @@ def curve(x: NDArray[np.float64]) -> NDArray[np.float64]:
 def draw_points(axes: Axes, colours: dict[str, str], size: float) -> None:
     rng = np.random.default_rng(3)
     x = np.sort(rng.uniform(0.2, 9.3, 34))
-    axes.scatter(x, curve(x) + rng.normal(0, 0.35, x.size), s=size, color=colours["cloud"], linewidth=0)
+    axes.scatter(
+        x, curve(x) + rng.normal(0, 0.35, x.size), s=size, color=colours["cloud"], linewidth=0
+    )
     axes.set_xlim(-0.5, 10)
     axes.set_ylim(-8, 10)
     clear(axes)
@@ -102,7 +118,15 @@ def draw_formula(axes: Axes, colours: dict[str, str], fontsize: float) -> None:
     axes.plot(x, curve(x), color=colours["point"], linewidth=2.2)
     axes.set_xlim(-0.5, 10)
     axes.set_ylim(-8, 10)
-    axes.text(3.4, 7.0, r"$y = x\,\sin\,x$", color=colours["ink"], fontsize=fontsize, ha="center", va="center")
+    axes.text(
+        3.4,
+        7.0,
+        r"$y = x\,\sin\,x$",
+        color=colours["ink"],
+        fontsize=fontsize,
+        ha="center",
+        va="center",
+    )
     clear(axes)
 
 
@@ -112,7 +136,9 @@ def idea(colours: dict[str, str]) -> Figure:
     draw_points(axes[0], colours, 26)
     draw_thoughts(axes[1], colours, 17)
     draw_formula(axes[2], colours, 21)
-    for panel, words in zip(axes, ["points go in", "thoughts contract", "a formula comes out"], strict=True):
+    for panel, words in zip(
+        axes, ["points go in", "thoughts contract", "a formula comes out"], strict=True
+    ):
         panel.set_title(words, color=colours["ink"], fontsize=17, y=-0.14)
     figure.subplots_adjust(left=0.01, right=0.99, top=0.99, bottom=0.13, wspace=0.06)
     return figure
@@ -124,14 +150,32 @@ def card() -> Figure:
     draw_points(figure.add_axes((0.05, 0.09, 0.27, 0.42)), LIGHT, 34)
     draw_thoughts(figure.add_axes((0.36, 0.06, 0.28, 0.48)), LIGHT, 22)
     draw_formula(figure.add_axes((0.68, 0.09, 0.27, 0.42)), LIGHT, 24)
-    figure.text(0.06, 0.78, "RefineMath", color=LIGHT["ink"], fontsize=62, family="serif", weight="bold")
-    figure.text(0.062, 0.655, "From a scatter plot to a formula,", color=LIGHT["ink"], fontsize=28, family="serif")
-    figure.text(0.062, 0.575, "by recursive latent reasoning", color=LIGHT["muted"], fontsize=28, family="serif")
+    figure.text(
+        0.06, 0.78, "RefineMath", color=LIGHT["ink"], fontsize=62, family="serif", weight="bold"
+    )
+    figure.text(
+        0.062,
+        0.655,
+        "From a scatter plot to a formula,",
+        color=LIGHT["ink"],
+        fontsize=28,
+        family="serif",
+    )
+    figure.text(
+        0.062,
+        0.575,
+        "by recursive latent reasoning",
+        color=LIGHT["muted"],
+        fontsize=28,
+        family="serif",
+    )
     return figure
 
 
 def main() -> None:
-    plt.rcParams.update({"svg.hashsalt": "refinemath", "mathtext.fontset": "cm", "font.family": "serif"})
+    plt.rcParams.update(
+        {"svg.hashsalt": "refinemath", "mathtext.fontset": "cm", "font.family": "serif"}
+    )
     plain = {"Date": None, "Creator": None}
     for name, colours in (("light", LIGHT), ("dark", DARK)):
         (STATIC / f"logo-{name}.svg").write_text(mark(colours))

@@ -1,4 +1,5 @@
-"""Run notebooks from top to bottom, keep the outputs, and bring both forms of each chapter together.
+"""Run notebooks from top to bottom, keep the outputs, and bring both forms of each chapter
+together.
 
     python book/execute.py [beginning of a name, for instance 05] ...
 
@@ -24,7 +25,9 @@ def execute(path: Path) -> None:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of day would make every run a change
     place = {"metadata": {"path": str(FOLDER)}}
-    NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", record_timing=False, resources=place).execute()
+    NotebookClient(
+        notebook, timeout=SECONDS, kernel_name="python3", record_timing=False, resources=place
+    ).execute()
     nbformat.write(notebook, path)
     jupytext(["--sync", "--quiet", str(path)])
 

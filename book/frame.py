@@ -32,7 +32,9 @@ def colab_link(name: str) -> str:
 
 
 def setup_cell() -> str:
-    """The first code cell of every chapter; it says on what it runs.  Colab has all but two of the packages; its JAX is left alone."""
+    """The first code cell of every chapter; it says on what it runs.  Colab has all but two of the
+    packages; its JAX is left alone.
+    """
     return f"""{TITLE} {{ display-mode: "form" }}
 import importlib.util
 import os
@@ -65,7 +67,11 @@ def framed_notebook(text: str, name: str) -> str:
     notebook = json.loads(text)
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
-        new = setup_cell() if source.startswith(TITLE) else COLAB.sub(lambda _: colab_link(name), source)
+        new = (
+            setup_cell()
+            if source.startswith(TITLE)
+            else COLAB.sub(lambda _: colab_link(name), source)
+        )
         if new != source:
             cell["source"] = new.splitlines(keepends=True)
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
@@ -81,7 +87,9 @@ def main() -> None:
                 if new != old:
                     times = file.stat()
                     file.write_text(new, encoding="utf-8")
-                    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # whichever form was the newer one stays so
+                    os.utime(
+                        file, ns=(times.st_atime_ns, times.st_mtime_ns)
+                    )  # whichever form was the newer one stays so
                     print(f"renewed {file.relative_to(ROOT)}")
 
 

@@ -1,4 +1,6 @@
-"""Draw book/_static/quickstart.png, the picture of README.md: Kepler's planets, the formula found, and the thoughts coming to rest."""
+"""Draw book/_static/quickstart.png, the picture of README.md: Kepler's planets, the formula found,
+and the thoughts coming to rest.
+"""
 
 from pathlib import Path
 
@@ -19,11 +21,23 @@ def main() -> None:
     x = np.geomspace(points[:, 0].min(), points[:, 0].max(), 200)
     left.loglog(x, result.predict(x), color=ORANGE, lw=2, zorder=1)
     left.scatter(*points.T, color=BLUE, s=22, zorder=2)
-    left.set(xlabel="distance from the Sun (AU)", ylabel="period (years)", title=f"$y = {result.latex}$")
-    right.semilogy(np.arange(1, len(result.velocity) + 1), np.where(result.velocity > 0, result.velocity, np.nan), color=BLUE, alpha=0.3, lw=0.8)
+    left.set(
+        xlabel="distance from the Sun (AU)", ylabel="period (years)", title=f"$y = {result.latex}$"
+    )
+    right.semilogy(
+        np.arange(1, len(result.velocity) + 1),
+        np.where(result.velocity > 0, result.velocity, np.nan),
+        color=BLUE,
+        alpha=0.3,
+        lw=0.8,
+    )
     right.axhline(threshold, color=GREY, ls="--")
     right.text(1, threshold * 1.3, "threshold", color=GREY)
-    right.set(xlabel="step", ylabel="relative velocity of each thought", title=f"{result.iterations} steps, {result.velocity.shape[1]} thoughts")
+    right.set(
+        xlabel="step",
+        ylabel="relative velocity of each thought",
+        title=f"{result.iterations} steps, {result.velocity.shape[1]} thoughts",
+    )
     figure.savefig(ROOT / "book" / "_static" / "quickstart.png", dpi=110)
 
 

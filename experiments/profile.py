@@ -1,4 +1,5 @@
-"""Where the time goes: the training step (share of the matrix-product peak, share of data), an answer, and the first answer of a fresh process.
+"""Where the time goes: the training step (share of the matrix-product peak, share of data), an
+answer, and the first answer of a fresh process.
 
 Each part is compiled and timed alone, in turns with the whole, so the parts need not add up to it.
 """
@@ -21,13 +22,21 @@ from flax import nnx
 
 from experiments import harness
 from experiments.flops import training_flops
-from refinemath import Budget, RefineMath
-from refinemath.data import draw_examples, length_weights
-from refinemath.evaluate import heldout_problems
-from refinemath.model import Points
-from refinemath.search import think
-from refinemath.solve import choose_solution, fit_double, prepare, short_skeletons
-from refinemath.train import Recipe, best_own_sample, fresh_thoughts, loss_fn, make_optimizer, make_trainer
+from refinemath import RefineMath, SearchConfig, loop
+from refinemath.answer.choose import choose_solution, refit_pool
+from refinemath.evaluation import heldout_problems
+from refinemath.examples import draw_examples, length_weights
+from refinemath.fitting import Points
+from refinemath.problem import prepare
+from refinemath.proposers.library import short_skeletons
+from refinemath.training import (
+    TrainConfig,
+    best_own_sample,
+    fresh_batch,
+    loss_fn,
+    make_optimizer,
+    make_trainer,
+)
 
 FIRST = """
 import time; a = time.time(); import refinemath; b = time.time()
@@ -38,9 +47,13 @@ model = refinemath.RefineMath(); model.solve("data/physics_data.npy", time_budge
 def training(options: Any) -> dict[str, Any]:
     """Seconds of the whole step and of its parts."""
     config = harness.TINY if options.quick else harness.shipped()[2]
-    recipe = Recipe(batch=options.batch)
+    recipe = TrainConfig(batch=options.batch)
     bank = harness.training_bank(harness.folder(options, "profile"), options.bank)
-    probes, weights, key = harness.exclusions()[1], length_weights(bank), jax.random.key(options.seed)
+    probes, weights, key = (
+        harness.exclusions()[1],
+        length_weights(bank),
+        jax.random.key(options.seed),
+    )
     trainer = make_trainer(config, recipe, bank, probes)
     params, graph = harness.parts_of(config)
     optimizer = make_optimizer(recipe, params)
@@ -52,15 +65,25 @@ def training(options: Any) -> dict[str, Any]:
         return metrics
 
     draw = jax.jit(lambda k: draw_examples(k, bank, recipe.batch, weights=weights, probes=probes))
-    fresh = jax.jit(lambda p, k: fresh_thoughts(k, nnx.merge(graph, p), bank, recipe, weights, probes, config))
+    fresh = jax.jit(
+        lambda p, k: fresh_batch(k, nnx.merge(graph, p), bank, recipe, weights, probes, config)
+    )
     thoughts = fresh(params, key)
 
-    @jax.jit  # the thoughts are arguments: the compiler works out beforehand what depends on constants alone
+    # the thoughts are arguments: the compiler works out beforehand what depends on constants alone
+    @jax.jit
     def sample(p: Any, k: jax.Array, thoughts: Any) -> Any:
         points = Points(thoughts.examples.x, thoughts.examples.y, thoughts.examples.mask)
-        return best_own_sample(k, nnx.merge(graph, p).refiner.sample(k, thoughts.z, recipe.own_samples), points, thoughts.candidate)
+        return best_own_sample(
+            k,
+            nnx.merge(graph, p).refiner.sample(k, thoughts.z, recipe.own_samples),
+            points,
+            thoughts.candidate,
+        )
 
-    gradient = jax.jit(lambda p, k, thoughts: jax.grad(loss_fn, has_aux=True)(p, graph, thoughts, k, recipe)[0])
+    gradient = jax.jit(
+        lambda p, k, thoughts: jax.grad(loss_fn, has_aux=True)(p, graph, thoughts, k, recipe)[0]
+    )
     update = jax.jit(optimizer.update)
     parts: dict[str, Callable[[], Any]] = {
         "whole step": whole,
@@ -74,15 +97,20 @@ def training(options: Any) -> dict[str, Any]:
     middle = {name: float(np.median(s)) for name, s in seconds.items()}
     peak = harness.matmul_peak(256 if options.quick else 1024)
     flops = training_flops(config, recipe) * recipe.batch
-    network = middle["loss and gradient, with own samples"] - recipe.unroll * middle["own samples, one refiner step"]
+    network = (
+        middle["loss and gradient, with own samples"]
+        - recipe.unroll * middle["own samples, one refiner step"]
+    )
     return {
-        "batch": recipe.batch, "parts": {name: harness.interval(s, np.median) for name, s in seconds.items()},
-        "examples_per_second": recipe.batch / middle["whole step"], "matmul_peak": peak,
+        "batch": recipe.batch,
+        "parts": {name: harness.interval(s, np.median) for name, s in seconds.items()},
+        "examples_per_second": recipe.batch / middle["whole step"],
+        "matmul_peak": peak,
         "share_of_matmul_peak": flops / middle["whole step"] / peak,
         "share_of_matmul_peak_in_gradient": flops / max(network, 1e-9) / peak,
         "share_of_data": middle["draw examples"] / middle["whole step"],
         "share_of_optimizer": middle["optimizer"] / middle["whole step"],
-    }  # fmt: skip
+    }
 
 
 def in_turns(parts: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
@@ -97,58 +125,101 @@ def in_turns(parts: dict[str, Callable[[], Any]], repeats: int) -> dict[str, lis
 
 
 def solving(options: Any) -> dict[str, Any]:
-    """Seconds of the phases of one search, the median over some held-out problems, and what the search spends on what."""
-    budget = harness.QUICK if options.quick else Budget()
+    """Seconds of the phases of one search, the median over some held-out problems, and what the
+    search spends on what.
+    """
+    budget = harness.QUICK if options.quick else SearchConfig()
     params, graph, config = harness.shipped()
-    problems = heldout_problems(harness.DATA / "heldout.csv", every=100 if options.quick else options.every)
-    start, prior = jnp.asarray(short_skeletons(config.slots, 32)), jnp.zeros((1, config.slots), jnp.uint8)
+    problems = heldout_problems(
+        harness.DATA / "heldout.csv", every=100 if options.quick else options.every
+    )
+    start, prior = (
+        jnp.asarray(short_skeletons(config.slots, 32)),
+        jnp.zeros((1, config.slots), jnp.uint8),
+    )
     nothing = jnp.zeros((0, config.slots), jnp.uint8)
 
-    def search(budget: Budget, problem: Any, start: Any = start) -> Any:
+    def searched(budget: SearchConfig, problem: Any, start: Any = start) -> Any:
         points = prepare(problem.x[:, None], problem.y).points
-        return jax.block_until_ready(think(params, graph, points, jax.random.key(0), jnp.float32(1e-5), start, prior, budget=budget))
+        return jax.block_until_ready(
+            loop.search(
+                params,
+                graph,
+                points,
+                jax.random.key(0),
+                jnp.float32(1e-5),
+                start,
+                prior,
+                budget=budget,
+            )
+        )
 
-    phases: dict[str, list[float]] = {name: [] for name in ("prepare", "think", "fit in float64", "choose and snap")}
-    search(budget, problems[0])
+    phases: dict[str, list[float]] = {
+        name: [] for name in ("prepare", "think", "fit in float64", "choose and snap")
+    }
+    searched(budget, problems[0])
     steps = []
     for problem in problems:
         a = time.perf_counter()
         prepared = prepare(problem.x[:, None], problem.y)
         b = time.perf_counter()
-        outcome = search(budget, problem)
+        outcome = searched(budget, problem)
         c = time.perf_counter()
-        front = fit_double(outcome, prepared)
+        front = refit_pool(outcome, prepared)
         d = time.perf_counter()
         choose_solution(front, prepared)
         for name, value in zip(phases, (b - a, c - b, d - c, time.perf_counter() - d), strict=True):
             phases[name].append(value)
         steps.append(int(outcome.steps))
-    report = {"steps_median": float(np.median(steps)), "phases": {k: harness.interval(v, np.median) for k, v in phases.items()}}
+    report = {
+        "steps_median": float(np.median(steps)),
+        "phases": {k: harness.interval(v, np.median) for k, v in phases.items()},
+    }
     if not options.quick:
         # a search that never stops early, whole and with parts left out
         full = replace(budget, solved=0.0, steps=budget.search_steps)
-        parts = {"whole search": (full, start), "no sweep": (full, nothing), "no edits": (replace(full, edits=0), start),
-                 "one fit step": (replace(full, fit_steps=1), start), "no network": (replace(full, network=False), start)}  # fmt: skip
-        seconds = in_turns({name: lambda b=b, s=s: search(b, problems[-1], s) for name, (b, s) in parts.items()}, options.repeats)  # type: ignore[misc]
+        parts = {
+            "whole search": (full, start),
+            "no sweep": (full, nothing),
+            "no edits": (replace(full, edits=0), start),
+            "one fit step": (replace(full, fit_steps=1), start),
+            "no network": (replace(full, network=False), start),
+        }
+        seconds = in_turns(
+            {name: lambda b=b, s=s: searched(b, problems[-1], s) for name, (b, s) in parts.items()},
+            options.repeats,
+        )  # type: ignore[misc]
         report["left out"] = {name: harness.interval(s, np.median) for name, s in seconds.items()}
         model = RefineMath()
-        report["warm answer"] = harness.interval([result.seconds for _, result, _ in harness.answers(model, problems)], np.median)
+        report["warm answer"] = harness.interval(
+            [result.seconds for _, result, _ in harness.answers(model, problems)], np.median
+        )
     return report
 
 
 def first_answer(repeats: int) -> dict[str, Any]:
-    """Seconds from the start of Python's imports to the formula of the first search, in fresh processes: the first one on a machine, which compiles,
-    and a later one; and to the end of a whole answer, which for measured data lasts as long as its `time_budget` of 8 seconds allows.
+    """Seconds from the start of Python's imports to the formula of the first search, in fresh
+    processes: the first one on a machine, which compiles, and a later one; and to the end of a
+    whole answer, which for measured data lasts as long as its `time_budget` of 8 seconds allows.
     """
 
     def once(cache: str, seconds: float) -> tuple[float, float]:
         environment = {**os.environ, "XDG_CACHE_HOME": cache}
         imports, total = subprocess.run(
-            [sys.executable, "-c", FIRST.format(seconds=seconds)], check=True, cwd=harness.ROOT, env=environment, capture_output=True, text=True
+            [sys.executable, "-c", FIRST.format(seconds=seconds)],
+            check=True,
+            cwd=harness.ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
         ).stdout.split()
         return float(imports), float(total)
 
-    names = {"first formula on a machine": 0.01, "first formula later": 0.01, "whole answer later": 8.0}
+    names = {
+        "first formula on a machine": 0.01,
+        "first formula later": 0.01,
+        "whole answer later": 8.0,
+    }
     rows: dict[str, list[float]] = {name: [] for name in ("import", *names)}
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as cache:
@@ -162,7 +233,7 @@ def first_answer(repeats: int) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Profile both, and a fresh process."""
     parser = harness.arguments(__doc__)
-    parser.add_argument("--batch", type=int, default=Recipe().batch)
+    parser.add_argument("--batch", type=int, default=TrainConfig().batch)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--bank", type=int, default=2000)
     parser.add_argument("--every", type=int, default=15)
@@ -176,7 +247,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     for name, value in report["training"]["parts"].items():
         print(f"{name:40s} {1000 * value['value']:9.1f} ms")
     t = report["training"]
-    print(f"training: {100 * t['share_of_matmul_peak']:.0f} % of the matrix-product peak, data {100 * t['share_of_data']:.1f} %")
+    print(
+        f"training: {100 * t['share_of_matmul_peak']:.0f} % of the matrix-product peak, data "
+        f"{100 * t['share_of_data']:.1f} %"
+    )
     for name, value in report["solve"]["phases"].items():
         print(f"{name:40s} {1000 * value['value']:9.1f} ms")
     return harness.write("profile", options, report, began)

@@ -1,8 +1,11 @@
-"""Which stabiliser to train with: RMSNorm, soft, convergent or Muon's Newton-Schulz, at equal training time.
+"""Which stabiliser to train with: RMSNorm, soft, convergent or Muon's Newton-Schulz, at equal
+training time.
 
-Every stabiliser gets the same seconds of one core: a calibration measures the cost of a step of each, in turns, and the number of steps follows, so that each
-learning-rate schedule runs to its end.  Then the averaged weights answer a slice of the held-out formulas with the loop alone: no sweep over short
-formulas, no edits, one search a problem, the same seeds.  Runs are single-threaded, one to a core; a run whose record exists is skipped.
+Every stabiliser gets the same seconds of one core: a calibration measures the cost of a step of
+each, in turns, and the number of steps follows, so that each learning-rate schedule runs to its
+end.  Then the averaged weights answer a slice of the held-out formulas with the loop alone: no
+sweep over short formulas, no edits, one search a problem, the same seeds.  Runs are
+single-threaded, one to a core; a run whose record exists is skipped.
 """
 
 from __future__ import annotations
@@ -16,31 +19,43 @@ import jax
 import numpy as np
 
 from experiments import harness
-from refinemath import Budget, RefineMath
-from refinemath.evaluate import environment, heldout_problems
-from refinemath.model import STABILISERS, Config
-from refinemath.train import Recipe, make_trainer
+from refinemath import RefineMath, SearchConfig
+from refinemath.evaluation import environment, heldout_problems
+from refinemath.model import STABILISERS, ModelConfig
+from refinemath.training import TrainConfig, make_trainer
 
-LOOP = replace(Budget(), edits=0, patience=0)  # what the network finds, with as little help as possible
+LOOP = replace(
+    SearchConfig(), edits=0, patience=0
+)  # what the network finds, with as little help as possible
 
 
-def model_config(options: argparse.Namespace, kind: str) -> Config:
+def model_config(options: argparse.Namespace, kind: str) -> ModelConfig:
     """The model of a run."""
-    return replace(harness.TINY, stabiliser=kind) if options.quick else Config(latent_dim=options.latent_dim, width=options.width, stabiliser=kind)
+    return (
+        replace(harness.TINY, stabiliser=kind)
+        if options.quick
+        else ModelConfig(latent_dim=options.latent_dim, width=options.width, stabiliser=kind)
+    )
 
 
-def model_recipe(options: argparse.Namespace, seed: int, steps: int) -> Recipe:
+def model_recipe(options: argparse.Namespace, seed: int, steps: int) -> TrainConfig:
     """The training of a run."""
-    return Recipe(steps=steps, batch=options.batch, warmup=max(1, min(200, steps // 10)), seed=seed)
+    return TrainConfig(
+        steps=steps, batch=options.batch, warmup=max(1, min(200, steps // 10)), seed=seed
+    )
 
 
 def calibrate(options: argparse.Namespace, rounds: int = 8) -> dict[str, Any]:
-    """CPU seconds of a training step for each stabiliser, taken in turns: the median over rounds of two steps."""
+    """CPU seconds of a training step for each stabiliser, taken in turns: the median over rounds of
+    two steps.
+    """
     bank = harness.training_bank(options.work, options.bank)
     _, probes = harness.exclusions()
     trainers, states = {}, {}
     for kind in options.kinds:
-        trainers[kind] = make_trainer(model_config(options, kind), model_recipe(options, 0, 1000), bank, probes)
+        trainers[kind] = make_trainer(
+            model_config(options, kind), model_recipe(options, 0, 1000), bank, probes
+        )
         states[kind], _ = trainers[kind].step(trainers[kind].init())
     seconds: dict[str, list[float]] = {kind: [] for kind in options.kinds}
     for _ in range(rounds):
@@ -58,10 +73,18 @@ def one_run(options: argparse.Namespace, kind: str, seed: int, steps: int) -> di
     folder = options.work / f"{kind}-{seed}-{steps}"
     config, recipe = model_config(options, kind), model_recipe(options, seed, steps)
     wall = time.perf_counter()
-    log = harness.train_seconds(config, recipe, folder, harness.training_bank(options.work, options.bank), 0.0, steps=steps)
+    log = harness.train_seconds(
+        config, recipe, folder, harness.training_bank(options.work, options.bank), 0.0, steps=steps
+    )
     log["wall_seconds"] = time.perf_counter() - wall
     budget = replace(harness.QUICK, edits=0) if options.quick else LOOP
-    model = RefineMath(config.latent_dim, options.iterations, weights=folder / "weights.npz", budget=budget, sweep=False)
+    model = RefineMath(
+        config.latent_dim,
+        options.iterations,
+        weights=folder / "weights.npz",
+        budget=budget,
+        sweep=False,
+    )
     problems = heldout_problems(harness.DATA / "heldout.csv", every=options.every)
     names, right, fvu, iterations, converged, velocity = [], [], [], [], [], []
     for problem, result, good in harness.answers(model, problems, seed=seed):
@@ -76,10 +99,18 @@ def one_run(options: argparse.Namespace, kind: str, seed: int, steps: int) -> di
     curves = np.array(velocity)
     running = [c[np.isfinite(c)] for c in curves.T]
     return {
-        "stabiliser": kind, "seed": seed, "commit": environment("")["commit"], **log,
-        "problems": names, "recovered": right, "fvu": fvu, "iterations": iterations, "converged": converged,
-        "velocity": [float(np.median(c)) if len(c) else None for c in running], "still_running": [len(c) for c in running],
-    }  # fmt: skip
+        "stabiliser": kind,
+        "seed": seed,
+        "commit": environment("")["commit"],
+        **log,
+        "problems": names,
+        "recovered": right,
+        "fvu": fvu,
+        "iterations": iterations,
+        "converged": converged,
+        "velocity": [float(np.median(c)) if len(c) else None for c in running],
+        "still_running": [len(c) for c in running],
+    }
 
 
 def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -93,22 +124,34 @@ def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for kind in kinds:
         mine = [r for r in runs if r["stabiliser"] == kind]
         last = [float(np.mean([e[1] for e in r["loss"][-4:]])) for r in mine]
-        rows.append({
-            "stabiliser": kind, "seeds": len(mine), "steps": mine[0]["steps"], "recovered": harness.interval(share(kind)),
-            "recovered_by_seed": [float(np.mean(r["recovered"])) for r in mine],
-            "over_rms": harness.difference(share(kind), share("rms")) if "rms" in kinds else None,
-            "final_loss": float(np.mean(last)), "final_loss_by_seed": last,
-            "converged": harness.interval(np.mean([r["converged"] for r in mine], axis=0)),
-            "iterations_median": float(np.median([r["iterations"] for r in mine])),
-            "last_velocity": [next((v for v in reversed(r["velocity"]) if v is not None), None) for r in mine],
-        })  # fmt: skip
+        rows.append(
+            {
+                "stabiliser": kind,
+                "seeds": len(mine),
+                "steps": mine[0]["steps"],
+                "recovered": harness.interval(share(kind)),
+                "recovered_by_seed": [float(np.mean(r["recovered"])) for r in mine],
+                "over_rms": harness.difference(share(kind), share("rms"))
+                if "rms" in kinds
+                else None,
+                "final_loss": float(np.mean(last)),
+                "final_loss_by_seed": last,
+                "converged": harness.interval(np.mean([r["converged"] for r in mine], axis=0)),
+                "iterations_median": float(np.median([r["iterations"] for r in mine])),
+                "last_velocity": [
+                    next((v for v in reversed(r["velocity"]) if v is not None), None) for r in mine
+                ],
+            }
+        )
     return rows
 
 
 def task(options: argparse.Namespace, name: str) -> None:
     """`calibrate`, or a run such as `polar:2:1500` (kind, seed, steps)."""
     kind, *rest = name.split(":")
-    harness.save_task(options.work, name, one_run(options, kind, *map(int, rest)) if rest else calibrate(options))
+    harness.save_task(
+        options.work, name, one_run(options, kind, *map(int, rest)) if rest else calibrate(options)
+    )
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -117,16 +160,32 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--latent-dim", type=int, default=256)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--seconds", type=float, default=900.0, help="training time of a run, in seconds of one core")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=900.0,
+        help="training time of a run, in seconds of one core",
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--kinds", nargs="+", default=list(STABILISERS), choices=STABILISERS)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each on a core of its own")
-    parser.add_argument("--bank", type=int, default=20_000, help="formulas of each length to train on")
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="runs at a time, each on a core of its own"
+    )
+    parser.add_argument(
+        "--bank", type=int, default=20_000, help="formulas of each length to train on"
+    )
     parser.add_argument("--every", type=int, default=4, help="answer each N-th held-out formula")
     parser.add_argument("--iterations", type=int, default=32)
     options = parser.parse_args(arguments)
     if options.quick:
-        options.batch, options.bank, options.seeds, options.every, options.iterations, options.kinds = 8, 40, 1, 100, 4, ["polar"]
+        (
+            options.batch,
+            options.bank,
+            options.seeds,
+            options.every,
+            options.iterations,
+            options.kinds,
+        ) = 8, 40, 1, 100, 4, ["polar"]
     return options
 
 
@@ -148,7 +207,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     if not options.quick:
         harness.in_children("stabiliser", ["calibrate"], 1, options.work, passed)
         cost = harness.load_task(options.work, "calibrate")
-    tasks = [f"{kind}:{seed}:{max(4, round(options.seconds / cost[kind]))}" for seed in range(options.seeds) for kind in options.kinds]
+    tasks = [
+        f"{kind}:{seed}:{max(4, round(options.seconds / cost[kind]))}"
+        for seed in range(options.seeds)
+        for kind in options.kinds
+    ]
     if options.quick:
         for name in tasks:
             task(options, name)
@@ -158,8 +221,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     for row in rows:
         r, d = row["recovered"], row["over_rms"]
         against = f"; over rms {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]" if d else ""
-        print(f"{row['stabiliser']:6s} recovered {r['value']:.3f} [{r['low']:.3f}, {r['high']:.3f}], settled {row['converged']['value']:.2f}{against}")
-    return harness.write("stabiliser", options, {"step_cpu_seconds": cost, "table": rows, "runs": runs}, began)
+        print(
+            f"{row['stabiliser']:6s} recovered {r['value']:.3f} [{r['low']:.3f}, "
+            f"{r['high']:.3f}], settled {row['converged']['value']:.2f}{against}"
+        )
+    return harness.write(
+        "stabiliser", options, {"step_cpu_seconds": cost, "table": rows, "runs": runs}, began
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Systems side by side: same data, same parameter count, same training time, same clock at inference.
+"""Systems side by side: same data, same parameter count, same training time, same clock at
+inference.
 
-RefineMath as shipped; RefineMath, a tiny recursive model (TRM) and a token-by-token decoder, trained here for the same seconds of one core; the search
-without a network (null) and blind draws alone (blind); pyoperon and gplearn (`pip install -r experiments/requirements.txt`).  What stands in `--work`
-is not done again.
+RefineMath as shipped; RefineMath, a tiny recursive model (TRM) and a token-by-token decoder,
+trained here for the same seconds of one core; the search without a network (null) and blind draws
+alone (blind); pyoperon and gplearn (`pip install -r experiments/requirements.txt`).  What stands in
+`--work` is not done again.
 """
 
 from __future__ import annotations
@@ -20,32 +22,57 @@ import sympy
 from flax import nnx
 
 from experiments import harness
-from experiments.baselines import TRM, Tokens, TokenSearch, Variant, gplearn, matched, operon, token_loss
+from experiments.baselines import (
+    TRM,
+    Tokens,
+    TokenSearch,
+    Variant,
+    gplearn,
+    matched,
+    operon,
+    token_loss,
+)
 from experiments.latent_drift import watch
-from refinemath import Budget, Formula, FormulaError, RefineMath, checkpoint
-from refinemath.evaluate import Problem, environment, heldout_problems, null_model, recovered, suite_problems
-from refinemath.model import Config, Model
-from refinemath.train import Recipe
+from refinemath import Formula, FormulaError, RefineMath, SearchConfig, weights
+from refinemath.evaluation import (
+    Problem,
+    environment,
+    heldout_problems,
+    null_model,
+    recovered,
+    suite_problems,
+)
+from refinemath.model import Model, ModelConfig
+from refinemath.training import TrainConfig
 
 TRAINED: dict[str, Any] = {"own": Model, "trm": TRM, "tokens": Tokens}
 SYSTEMS = ("refinemath", "own", "trm", "tokens", "null", "blind", "operon", "gplearn")
-ROUNDED = 1e-9  # relative difference at 200 random points under which two formulas count as the same function
+# relative difference at 200 random points under which two formulas count as the same function
+ROUNDED = 1e-9
 
 
 def problems_of(part: str, every: int) -> list[Problem]:
     """The problems of a part."""
     if part == "suites":
         return suite_problems(harness.DATA / "suites.csv")[:: max(1, every // 25)]
-    return heldout_problems(harness.DATA / "heldout.csv", noise=0.01 if part == "noise" else 0.0, every=every)
+    return heldout_problems(
+        harness.DATA / "heldout.csv", noise=0.01 if part == "noise" else 0.0, every=every
+    )
 
 
 def symbolic(problem: Problem, found: Formula, seconds: int = 5) -> str:
-    """`yes` if the difference is zero (200 random points agree to 1e-9, or SymPy proves it in time), `no` if a point disproves it, else `undecided`."""
+    """`yes` if the difference is zero (200 random points agree to 1e-9, or SymPy proves it in
+    time), `no` if a point disproves it, else `undecided`.
+    """
     assert problem.truth is not None
     x = np.random.default_rng(2).uniform(problem.x.min(), problem.x.max(), 200)[None]
     a, b = problem.truth.evaluate(x), found.evaluate(x)
     both = np.isfinite(a) & np.isfinite(b)
-    apart = np.max(np.abs(a - b)[both] / (np.abs(a[both]) + np.std(a[both]) + 1e-300)) if both.sum() >= 20 else np.inf
+    apart = (
+        np.max(np.abs(a - b)[both] / (np.abs(a[both]) + np.std(a[both]) + 1e-300))
+        if both.sum() >= 20
+        else np.inf
+    )
     if apart <= ROUNDED:
         return "yes"
     if apart > 1e-6 or not hasattr(signal, "SIGALRM"):
@@ -57,7 +84,12 @@ def symbolic(problem: Problem, found: Formula, seconds: int = 5) -> str:
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(seconds)
     try:
-        return "yes" if sympy.simplify(sympy.nsimplify(problem.truth.sympy() - found.sympy(), rational=True)) == 0 else "undecided"
+        return (
+            "yes"
+            if sympy.simplify(sympy.nsimplify(problem.truth.sympy() - found.sympy(), rational=True))
+            == 0
+            else "undecided"
+        )
     except (TimeoutError, ValueError, TypeError, ArithmeticError, RecursionError):
         return "undecided"
     finally:
@@ -68,11 +100,19 @@ def symbolic(problem: Problem, found: Formula, seconds: int = 5) -> str:
 # ---------------------------------------------------------------- training
 
 
-def sizes(options: argparse.Namespace) -> dict[str, Config]:
+def sizes(options: argparse.Namespace) -> dict[str, ModelConfig]:
     """Configurations of the three networks trained here, of equal parameter count."""
-    own = harness.TINY if options.quick else Config(latent_dim=options.latent_dim, width=options.width)
+    own = (
+        harness.TINY
+        if options.quick
+        else ModelConfig(latent_dim=options.latent_dim, width=options.width)
+    )
     target = harness.parameter_count(harness.parts_of(own)[0])
-    return {"own": own, "trm": matched(TRM, own, target, square=True), "tokens": matched(Tokens, own, target, square=False)}
+    return {
+        "own": own,
+        "trm": matched(TRM, own, target, square=True),
+        "tokens": matched(Tokens, own, target, square=False),
+    }
 
 
 def train_one(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
@@ -80,7 +120,7 @@ def train_one(options: argparse.Namespace, name: str, seed: int) -> dict[str, An
     config = sizes(options)[name]
     bank = harness.training_bank(options.work, options.bank)
     folder = options.work / f"{name}-{seed}"
-    recipe = Recipe(batch=options.batch, seed=seed, warmup=1 if options.quick else 200)
+    recipe = TrainConfig(batch=options.batch, seed=seed, warmup=1 if options.quick else 200)
     steps = 3 if options.quick else None
     if name == "tokens":
         recipe = replace(recipe, optimizer="adamw", learning_rate=options.rate)
@@ -88,13 +128,32 @@ def train_one(options: argparse.Namespace, name: str, seed: int) -> dict[str, An
         loss = token_loss(graph, bank, harness.exclusions()[1], recipe)
         params, log = harness.fit(loss, params, recipe, seconds=options.seconds, steps=steps)
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(folder / "weights.npz", params, {}, dtype=np.float16)
+        weights.save(folder / "weights.npz", params, {}, dtype=np.float16)
         log["examples"] = log["steps"] * recipe.batch
     else:
-        if name == "trm":  # its recipe: AdamW, more supervision of the same problem, no feedback to execute, no stillness
-            recipe = replace(recipe, optimizer="adamw", learning_rate=options.rate, go_on=0.75, own_samples=1, stillness=0.0)
-        log = harness.train_seconds(config, recipe, folder, bank, options.seconds, model=TRAINED[name], steps=steps)
-    return {"system": name, "seed": seed, "commit": environment("")["commit"], "config": vars(config), "training": log}
+        if (
+            name == "trm"
+            # its recipe: AdamW, more supervision of the same problem, no feedback to execute, no
+            # stillness
+        ):
+            recipe = replace(
+                recipe,
+                optimizer="adamw",
+                learning_rate=options.rate,
+                go_on=0.75,
+                own_samples=1,
+                stillness=0.0,
+            )
+        log = harness.train_seconds(
+            config, recipe, folder, bank, options.seconds, model=TRAINED[name], steps=steps
+        )
+    return {
+        "system": name,
+        "seed": seed,
+        "commit": environment("")["commit"],
+        "config": vars(config),
+        "training": log,
+    }
 
 
 # ---------------------------------------------------------------- answers
@@ -102,16 +161,22 @@ def train_one(options: argparse.Namespace, name: str, seed: int) -> dict[str, An
 
 def solver(options: argparse.Namespace, system: str, seed: int) -> RefineMath:
     """A system as an object that solves."""
-    budget = harness.QUICK if options.quick else Budget()
+    budget = harness.QUICK if options.quick else SearchConfig()
     shipped = RefineMath(budget=budget)
     if system == "refinemath":
         return shipped
     if system in ("null", "blind"):
-        return null_model(shipped, per_length=200 if options.quick else 60_000, search=system == "null")
+        return null_model(
+            shipped, per_length=200 if options.quick else 60_000, search=system == "null"
+        )
     config = sizes(options)[system]
-    parts = harness.load_parts(options.work / f"{system}-{seed}" / "weights.npz", config, TRAINED[system])
+    parts = harness.load_parts(
+        options.work / f"{system}-{seed}" / "weights.npz", config, TRAINED[system]
+    )
     if system == "tokens":
-        return TokenSearch(parts, samples=64 if options.quick else options.token_samples, budget=budget)
+        return TokenSearch(
+            parts, samples=64 if options.quick else options.token_samples, budget=budget
+        )
     if system == "trm":  # its recipe knows no leaps
         return Variant(parts, fixed_steps=True, budget=replace(budget, leap=0.0))
     return Variant(parts, budget=budget)
@@ -131,23 +196,60 @@ def answer_all(options: argparse.Namespace, system: str, seed: int, part: str) -
                 found = Formula((float(np.mean(problem.y)),))
                 print(f"{system} on {problem.name}: {error}")
             seconds = time.perf_counter() - began
-            records.append({"name": problem.name, "recovered": recovered(problem, SimpleNamespace(formula=found)), "seconds": seconds,  # type: ignore[arg-type]
-                            "symbolic": symbolic(problem, found), "length": len(found), "formula": str(found)})  # fmt: skip
+            records.append(
+                {
+                    "name": problem.name,
+                    "recovered": recovered(problem, SimpleNamespace(formula=found)),
+                    "seconds": seconds,  # type: ignore[arg-type]
+                    "symbolic": symbolic(problem, found),
+                    "length": len(found),
+                    "formula": str(found),
+                }
+            )
     else:
         model = solver(options, system, seed)
-        for problem, result, good in harness.answers(model, problems, time_budget=options.time_budget, seed=seed):
-            records.append({"name": problem.name, "recovered": good, "seconds": result.seconds, "symbolic": symbolic(problem, result.formula),
-                            "length": len(result.formula), "formula": str(result.formula)})  # fmt: skip
-    return {"system": system, "seed": seed, "part": part, "commit": environment("")["commit"], "records": records}
+        for problem, result, good in harness.answers(
+            model, problems, time_budget=options.time_budget, seed=seed
+        ):
+            records.append(
+                {
+                    "name": problem.name,
+                    "recovered": good,
+                    "seconds": result.seconds,
+                    "symbolic": symbolic(problem, result.formula),
+                    "length": len(result.formula),
+                    "formula": str(result.formula),
+                }
+            )
+    return {
+        "system": system,
+        "seed": seed,
+        "part": part,
+        "commit": environment("")["commit"],
+        "records": records,
+    }
 
 
 def drift(options: argparse.Namespace, system: str, seed: int) -> dict[str, Any]:
     """Velocity and rank after 8 and 64 steps of the latent, and the refiner's milliseconds."""
-    parts = harness.shipped() if system == "refinemath" else solver(options, system, seed)._parameters()
+    parts = (
+        harness.shipped() if system == "refinemath" else solver(options, system, seed)._parameters()
+    )
     problems = problems_of("heldout", 100 if options.quick else 10)
     most = 8 if options.quick else 64
-    seen = watch(parts[0], parts[1], harness.stack(problems), jax.random.key(seed), steps=most, injected=True, feedback=True)
-    at = {t: {k: harness.interval(seen[k][t - 1], np.median) for k in ("velocity", "rank", "cosine")} for t in (8, most)}
+    seen = watch(
+        parts[0],
+        parts[1],
+        harness.stack(problems),
+        jax.random.key(seed),
+        steps=most,
+        injected=True,
+        feedback=True,
+    )
+    at = {
+        t: {k: harness.interval(seen[k][t - 1], np.median) for k in ("velocity", "rank", "cosine")}
+        for t in (8, most)
+    }
     return {"system": system, "seed": seed, "at": at}
 
 
@@ -157,7 +259,11 @@ def task(options: argparse.Namespace, name: str) -> None:
     if what == "train":
         record = train_one(options, system, int(seed))
     else:
-        record = drift(options, system, int(seed)) if what == "drift" else answer_all(options, system, int(seed), *part)
+        record = (
+            drift(options, system, int(seed))
+            if what == "drift"
+            else answer_all(options, system, int(seed), *part)
+        )
     harness.save_task(options.work, name, record)
 
 
@@ -170,17 +276,28 @@ def table(trainings: list[dict[str, Any]], answered: list[dict[str, Any]]) -> li
         share = np.mean([[r["recovered"] for r in records] for records in mine], axis=0)
         decided = [[r["symbolic"] for r in records] for records in mine]
         row = {
-            "system": system, "part": part, "seeds": len(mine), "recovered": harness.interval(share),
-            "symbolic": harness.interval(np.mean([[s == "yes" for s in d] for d in decided], axis=0)),
+            "system": system,
+            "part": part,
+            "seeds": len(mine),
+            "recovered": harness.interval(share),
+            "symbolic": harness.interval(
+                np.mean([[s == "yes" for s in d] for d in decided], axis=0)
+            ),
             "undecided": float(np.mean([[s == "undecided" for s in d] for d in decided])),
-            "seconds_median": float(np.median([[r["seconds"] for r in records] for records in mine])),
+            "seconds_median": float(
+                np.median([[r["seconds"] for r in records] for records in mine])
+            ),
             "length_median": float(np.median([[r["length"] for r in records] for records in mine])),
-        }  # fmt: skip
+        }
         if reference:
-            row["over_null"] = harness.difference(share, np.mean([[r["recovered"] for r in records] for records in reference], axis=0))
+            row["over_null"] = harness.difference(
+                share, np.mean([[r["recovered"] for r in records] for records in reference], axis=0)
+            )
         cost = [t["training"] for t in trainings if t["system"] == system]
         if cost:
-            row["training"] = {k: float(np.mean([c[k] for c in cost])) for k in ("steps", "examples", "seconds")}
+            row["training"] = {
+                k: float(np.mean([c[k] for c in cost])) for k in ("steps", "examples", "seconds")
+            }
         rows.append(row)
     return rows
 
@@ -191,19 +308,40 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--latent-dim", type=int, default=256)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of the baselines (AdamW)")
-    parser.add_argument("--seconds", type=float, default=1800.0, help="training time of each network, in seconds of one core")
+    parser.add_argument(
+        "--rate", type=float, default=1e-3, help="learning rate of the baselines (AdamW)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=1800.0,
+        help="training time of each network, in seconds of one core",
+    )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, each on a core of its own")
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="trainings at a time, each on a core of its own"
+    )
     parser.add_argument("--bank", type=int, default=20_000)
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
-    parser.add_argument("--parts", nargs="+", default=["suites", "heldout", "noise"], choices=["suites", "heldout", "noise"])
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        default=["suites", "heldout", "noise"],
+        choices=["suites", "heldout", "noise"],
+    )
     parser.add_argument("--every", type=int, default=6, help="each N-th held-out formula")
     parser.add_argument("--time-budget", type=float, default=8.0, help="seconds for each problem")
     parser.add_argument("--token-samples", type=int, default=4096)
     options = parser.parse_args(arguments)
     if options.quick:
-        options.batch, options.bank, options.seeds, options.every, options.time_budget, options.parts = 8, 40, 1, 150, 0.5, ["heldout"]
+        (
+            options.batch,
+            options.bank,
+            options.seeds,
+            options.every,
+            options.time_budget,
+            options.parts,
+        ) = 8, 40, 1, 150, 0.5, ["heldout"]
         options.systems = ["tokens", "null"]
     if options.only:
         harness.one_core(options.core)
@@ -215,8 +353,17 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     harness.training_bank(options.work, options.bank)
     seeds = range(options.seeds)
     training = [f"train:{s}:{seed}" for seed in seeds for s in options.systems if s in TRAINED]
-    answering = [f"answer:{s}:{seed}:{part}" for s in options.systems for seed in (seeds if s in TRAINED else [0]) for part in options.parts]
-    drifting = [] if options.quick else [f"drift:{s}:0" for s in options.systems if s in ("refinemath", "own", "trm")]
+    answering = [
+        f"answer:{s}:{seed}:{part}"
+        for s in options.systems
+        for seed in (seeds if s in TRAINED else [0])
+        for part in options.parts
+    ]
+    drifting = (
+        []
+        if options.quick
+        else [f"drift:{s}:0" for s in options.systems if s in ("refinemath", "own", "trm")]
+    )
     if not options.quick:
         passed = []
         for name in ("width", "latent_dim", "batch", "rate", "seconds", "bank"):
@@ -226,17 +373,35 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
         if not harness.task_path(options.work, name).exists():
             task(options, name)
             print(f"done: {name}", flush=True)
-    trainings, answered = ([harness.load_task(options.work, n) for n in names] for names in (training, answering))
+    trainings, answered = (
+        [harness.load_task(options.work, n) for n in names] for names in (training, answering)
+    )
     configs = sizes(options)
     used = [n for n in TRAINED if n == "own" or n in options.systems]
-    counts = {n: harness.parameter_count(nnx.state(nnx.eval_shape(lambda n=n: TRAINED[n](configs[n], rngs=nnx.Rngs(0))))) for n in used}
-    assert max(counts.values()) <= 1.05 * min(counts.values()), f"parameter counts differ by more than 5 %: {counts}"
+    counts = {
+        n: harness.parameter_count(
+            nnx.state(nnx.eval_shape(lambda n=n: TRAINED[n](configs[n], rngs=nnx.Rngs(0))))
+        )
+        for n in used
+    }
+    assert max(counts.values()) <= 1.05 * min(counts.values()), (
+        f"parameter counts differ by more than 5 %: {counts}"
+    )
     rows = table(trainings, answered)
     for row in rows:
         r = row["recovered"]
-        print(f"{row['system']:10s} {row['part']:8s} {r['value']:.3f} [{r['low']:.3f}, {r['high']:.3f}] in {row['seconds_median']:.2f} s, symbolic "
-              f"{row['symbolic']['value']:.3f}, length {row['length_median']:.0f}")  # fmt: skip
-    report = {"parameters": counts, "table": rows, "trainings": trainings, "drift": [harness.load_task(options.work, n) for n in drifting], "answers": answered}
+        print(
+            f"{row['system']:10s} {row['part']:8s} {r['value']:.3f} [{r['low']:.3f}, "
+            f"{r['high']:.3f}] in {row['seconds_median']:.2f} s, symbolic "
+            f"{row['symbolic']['value']:.3f}, length {row['length_median']:.0f}"
+        )
+    report = {
+        "parameters": counts,
+        "table": rows,
+        "trainings": trainings,
+        "drift": [harness.load_task(options.work, n) for n in drifting],
+        "answers": answered,
+    }
     return harness.write("systems", options, report, began)
 
 

@@ -1,9 +1,22 @@
 """RefineMath: points in, formula out, by refining one latent thought in a compiled loop."""
 
-from refinemath.checkpoint import CheckpointError
-from refinemath.language import Formula, FormulaError, parse, parse_prefix
-from refinemath.search import Budget
-from refinemath.solve import DataError, RefineMath, Result
+from refinemath.expression import Formula, FormulaError
+from refinemath.loop import SearchConfig
+from refinemath.problem import DataError
+from refinemath.result import Result
+from refinemath.solver import RefineMath
+from refinemath.text import parse, parse_prefix
+from refinemath.weights import CheckpointError
 
 __version__ = "0.1.0"
-__all__ = ["Budget", "CheckpointError", "DataError", "Formula", "FormulaError", "RefineMath", "Result", "parse", "parse_prefix"]
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "Formula",
+    "FormulaError",
+    "RefineMath",
+    "Result",
+    "SearchConfig",
+    "parse",
+    "parse_prefix",
+]

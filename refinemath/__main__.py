@@ -8,10 +8,11 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from refinemath.evaluate import PARTS, SYSTEMS, evaluate
-from refinemath.model import STABILISERS, Config
-from refinemath.solve import RefineMath
-from refinemath.train import COUNTS, OPTIMIZERS, Recipe
+from refinemath.evaluation import PARTS, evaluate, systems
+from refinemath.model import STABILISERS, ModelConfig
+from refinemath.proposers.registry import REGISTRY
+from refinemath.solver import RefineMath
+from refinemath.training import COUNTS, OPTIMIZERS, TrainConfig
 
 _CHOICES = {"optimizer": OPTIMIZERS}
 _METAVAR = {int: "N", float: "X", str: "NAME"}
@@ -42,42 +43,156 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _add_proposers(parser: argparse.ArgumentParser) -> None:
+    for flag, text in (("--without", "proposers to leave out"), ("--only", "proposers to use")):
+        parser.add_argument(
+            flag, nargs="+", default=[], choices=list(REGISTRY), metavar="NAME", help=text
+        )
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m refinemath", description="From points to a formula, by refining one latent thought.")
+    parser = argparse.ArgumentParser(
+        prog="python -m refinemath",
+        description="From points to a formula, by refining one latent thought.",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     solve = commands.add_parser("solve", help="find a formula for the points of a file")
-    solve.add_argument("file", type=Path, help=".npy, .csv, .tsv, .txt or .dat with columns x, y (or x1, x2, y)")
-    solve.add_argument("--latent-dim", type=int, default=512, metavar="D", help="width of the latent (default 512)")
-    solve.add_argument("--max-iters", type=int, default=32, metavar="T", help="most refiner steps of one search (default 32)")
-    solve.add_argument("--threshold", type=float, default=1e-5, help="relative latent velocity that counts as settled (default 1e-5)")
-    solve.add_argument("--time-budget", type=float, default=8.0, metavar="S", help="seconds within which the last search should end (default 8)")
-    solve.add_argument("--seed", type=int, default=0, help="makes the answer repeatable (default 0)")
+    solve.add_argument(
+        "file", type=Path, help=".npy, .csv, .tsv, .txt or .dat with columns x, y (or x1, x2, y)"
+    )
+    solve.add_argument(
+        "--latent-dim", type=int, default=512, metavar="D", help="width of the latent (default 512)"
+    )
+    solve.add_argument(
+        "--max-iters",
+        type=int,
+        default=32,
+        metavar="T",
+        help="most refiner steps of one search (default 32)",
+    )
+    solve.add_argument(
+        "--threshold",
+        type=float,
+        default=1e-5,
+        help="relative latent velocity that counts as settled (default 1e-5)",
+    )
+    solve.add_argument(
+        "--time-budget",
+        type=float,
+        default=8.0,
+        metavar="S",
+        help="seconds within which the last search should end (default 8)",
+    )
+    solve.add_argument(
+        "--seed", type=int, default=0, help="makes the answer repeatable (default 0)"
+    )
     solve.add_argument("--weights", type=Path, help="weights file, if not the shipped one")
-    solve.add_argument("--plot", type=Path, metavar="PNG", help="where to save the plot (default: the file's name with .formula.png, in this folder)")
+    solve.add_argument(
+        "--plot",
+        type=Path,
+        metavar="PNG",
+        help="where to save the plot (default: the file's name with .formula.png, in this folder)",
+    )
 
-    train = commands.add_parser("train", help="train a model, or go on with a run that was interrupted")
-    train.add_argument("--out", type=Path, required=True, help="folder of the run: log, checkpoint, weights")
-    train.add_argument("--latent-dim", type=int, default=512, metavar="D", help="width of the latent (default 512)")
-    train.add_argument("--width", type=int, default=128, metavar="W", help="width at which the blocks work (default 128)")
-    train.add_argument("--reader", type=int, default=0, metavar="W", help="width of a reader that goes from slot to slot; 0: none (default 0)")
-    train.add_argument("--reader-heads", type=int, default=0, metavar="N", help="heads with which it looks back at the thought; 0: it does not (default 0)")
-    train.add_argument("--variables", type=int, default=1, metavar="V", help="most variables of a formula, 1 to 3 (default 1)")
-    train.add_argument("--stabiliser", choices=STABILISERS, default="polar", help="what keeps the slots of a thought apart (default polar)")
-    for f in fields(Recipe):
-        kind, choices, metavar = _count if f.name in COUNTS else type(f.default), _CHOICES.get(f.name), _METAVAR[type(f.default)]
-        text = f"{_DIALS.get(f.name, 'see Recipe')} (default {f.default if f.default != '' else 'none'})"
-        train.add_argument(f"--{f.name.replace('_', '-')}", type=kind, default=f.default, choices=choices, help=text, metavar=None if choices else metavar)
-    train.add_argument("--distributed", action="store_true", help="call jax.distributed.initialize() first; one process a host")
+    _add_proposers(solve)
 
-    evaluate = commands.add_parser("evaluate", help="measure recovery on benchmarks, held-out formulas and real data")
-    evaluate.add_argument("--data", type=Path, default=Path("data"), help="folder with suites.csv, heldout.csv and problems.csv")
-    evaluate.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="which problems (default all)")
-    evaluate.add_argument("--systems", nargs="+", default=["refinemath", "null"], choices=SYSTEMS, help="which solvers (default refinemath null)")
-    evaluate.add_argument("--every", type=_count, default=1, metavar="N", help="take each N-th held-out formula (default 1, all)")
-    evaluate.add_argument("--time-budget", type=float, default=8.0, metavar="S", help="seconds a problem (default 8)")
-    evaluate.add_argument("--weights", type=Path, metavar="FILE", help="weights file, if not the shipped one")
-    evaluate.add_argument("--latent-dim", type=int, default=512, metavar="D", help="width of the latent (default 512)")
+    train = commands.add_parser(
+        "train", help="train a model, or go on with a run that was interrupted"
+    )
+    train.add_argument(
+        "--out", type=Path, required=True, help="folder of the run: log, checkpoint, weights"
+    )
+    train.add_argument(
+        "--latent-dim", type=int, default=512, metavar="D", help="width of the latent (default 512)"
+    )
+    train.add_argument(
+        "--width",
+        type=int,
+        default=128,
+        metavar="W",
+        help="width at which the blocks work (default 128)",
+    )
+    train.add_argument(
+        "--reader",
+        type=int,
+        default=0,
+        metavar="W",
+        help="width of a reader that goes from slot to slot; 0: none (default 0)",
+    )
+    train.add_argument(
+        "--reader-heads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="heads with which it looks back at the thought; 0: it does not (default 0)",
+    )
+    train.add_argument(
+        "--variables",
+        type=int,
+        default=1,
+        metavar="V",
+        help="most variables of a formula, 1 to 3 (default 1)",
+    )
+    train.add_argument(
+        "--stabiliser",
+        choices=STABILISERS,
+        default="polar",
+        help="what keeps the slots of a thought apart (default polar)",
+    )
+    for f in fields(TrainConfig):
+        kind, choices, metavar = (
+            _count if f.name in COUNTS else type(f.default),
+            _CHOICES.get(f.name),
+            _METAVAR[type(f.default)],
+        )
+        default = f.default if f.default != "" else "none"
+        text = f"{_DIALS.get(f.name, 'see TrainConfig')} (default {default})"
+        train.add_argument(
+            f"--{f.name.replace('_', '-')}",
+            type=kind,
+            default=f.default,
+            choices=choices,
+            help=text,
+            metavar=None if choices else metavar,
+        )
+
+    evaluate = commands.add_parser(
+        "evaluate", help="measure recovery on benchmarks, held-out formulas and real data"
+    )
+    evaluate.add_argument(
+        "--data",
+        type=Path,
+        default=Path("data"),
+        help="folder with suites.csv, heldout.csv and problems.csv",
+    )
+    evaluate.add_argument(
+        "--parts",
+        nargs="+",
+        default=list(PARTS),
+        choices=PARTS,
+        help="which problems (default all)",
+    )
+    evaluate.add_argument(
+        "--ablation", action="store_true", help="leave every proposer out once, and run each alone"
+    )
+    _add_proposers(evaluate)
+    evaluate.add_argument(
+        "--every",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="take each N-th held-out formula (default 1, all)",
+    )
+    evaluate.add_argument(
+        "--time-budget", type=float, default=8.0, metavar="S", help="seconds a problem (default 8)"
+    )
+    evaluate.add_argument(
+        "--weights", type=Path, metavar="FILE", help="weights file, if not the shipped one"
+    )
+    evaluate.add_argument(
+        "--latent-dim", type=int, default=512, metavar="D", help="width of the latent (default 512)"
+    )
     evaluate.add_argument("--out", type=Path, help="JSON file for the records")
     return parser
 
@@ -87,21 +202,42 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return {"solve": _solve, "train": _train, "evaluate": _evaluate}[options.command](options)
-    except (ValueError, OSError, FloatingPointError) as error:  # ours; a file that cannot be read or written; a training that diverged
+    except (
+        ValueError,
+        OSError,
+        FloatingPointError,
+    ) as error:  # ours; a file that cannot be read or written; a training that diverged
         print(f"refinemath: {error}", file=sys.stderr)
         return 2
 
 
 def _solve(options: argparse.Namespace) -> int:
-    model = RefineMath(options.latent_dim, options.max_iters, weights=options.weights)
-    result = model.solve(options.file, threshold=options.threshold, seed=options.seed, time_budget=options.time_budget)
+    names = next(iter(systems(options.without, options.only).values()))
+    model = RefineMath(
+        options.latent_dim, options.max_iters, weights=options.weights, proposers=names
+    )
+    result = model.solve(
+        options.file,
+        threshold=options.threshold,
+        seed=options.seed,
+        time_budget=options.time_budget,
+    )
     target = options.plot or Path(options.file.name).with_suffix(".formula.png")
     print(f"formula     y = {result.sympy()}")
     print(f"LaTeX       {result.latex}")
     print(f"Python      {result.python()}")
-    print(f"fit         unexplained variance {result.fvu:.3g}{' (exact to float64)' if result.exact else ''}")
-    print(f"iterations  {result.iterations}, latent {'settled' if result.converged else 'not settled'} at threshold {options.threshold:g}")
-    print(f"work        {result.steps} steps in {result.searches} search{'es' if result.searches > 1 else ''}")
+    print(
+        f"fit         unexplained variance "
+        f"{result.fvu:.3g}{' (exact to float64)' if result.exact else ''}"
+    )
+    print(
+        f"iterations  {result.iterations}, latent "
+        f"{'settled' if result.converged else 'not settled'} at threshold {options.threshold:g}"
+    )
+    print(
+        f"work        {result.steps} steps in {result.searches} "
+        f"search{'es' if result.searches > 1 else ''}"
+    )
     print(f"time        {result.seconds:.1f} s")
     if not result.found:
         print("No formula explains 99 % of the variance; this is the best attempt.")
@@ -111,25 +247,30 @@ def _solve(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    import jax
+    from refinemath.training import train
 
-    from refinemath.train import train
-
-    if options.distributed:
-        jax.distributed.initialize()
     names = ("latent_dim", "width", "variables", "stabiliser", "reader", "reader_heads")
-    config = Config(**{name: getattr(options, name) for name in names})
-    recipe = Recipe(**{f.name: getattr(options, f.name) for f in fields(Recipe)})
+    config = ModelConfig(**{name: getattr(options, name) for name in names})
+    recipe = TrainConfig(**{f.name: getattr(options, f.name) for f in fields(TrainConfig)})
     train(config, recipe, options.out)
     return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    model = RefineMath(options.latent_dim, weights=options.weights)
+    chosen = systems(options.without, options.only, ablation=options.ablation)
+    models = {
+        label: RefineMath(options.latent_dim, weights=options.weights, proposers=names)
+        for label, names in chosen.items()
+    }
     evaluate(
-        model, options.data, parts=options.parts, systems=options.systems, time_budget=options.time_budget, every=options.every, out=options.out,
+        models,
+        options.data,
+        parts=options.parts,
+        time_budget=options.time_budget,
+        every=options.every,
+        out=options.out,
         command="python -m refinemath " + shlex.join(sys.argv[1:]),
-    )  # fmt: skip
+    )
     return 0
 
 

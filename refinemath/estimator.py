@@ -1,33 +1,48 @@
-"""RefineMath as a scikit-learn regressor.  Needs the extra: `pip install "refinemath[sklearn]"`.  (Chapter 10)"""
+"""RefineMath as a scikit-learn regressor.  Needs the extra: `pip install "refinemath[sklearn]"`.
+(Chapter 10)
+"""
 
 from __future__ import annotations
 
 import numbers
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import jax
 import numpy as np
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.metrics import r2_score
+from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 
-from refinemath.search import Budget
-from refinemath.solve import FEWEST_POINTS, RefineMath, Result
+from refinemath.loop import Proposer, SearchConfig
+from refinemath.problem import FEWEST_POINTS
+from refinemath.proposers.registry import DEFAULT
+from refinemath.result import Result
+from refinemath.solver import RefineMath
 
 try:
     from sklearn.base import BaseEstimator, RegressorMixin
     from sklearn.metrics import r2_score
     from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 except ImportError as error:
-    raise ImportError('the estimator needs scikit-learn 1.6 or newer; install it with: pip install "refinemath[sklearn]"') from error
+    raise ImportError(
+        "the estimator needs scikit-learn 1.6 or newer; install it with: "
+        'pip install "refinemath[sklearn]"'
+    ) from error
 
 
 class SymbolicRegressor(RegressorMixin, BaseEstimator):
-    """A regressor that answers with a formula: `fit`, `predict` and `score` around `RefineMath.solve`.
+    """A regressor that answers with a formula: `fit`, `predict` and `score` around
+    `RefineMath.solve`.
 
-    The parameters are those of `RefineMath` and of its `solve`; `random_state` is the seed (a number, a `RandomState`, or None for a new seed
-    at each fit).  After `fit`: `formula_` (a `Formula`), `latex_`, `n_iter_` (refiner steps), `result_` (the whole `Result`, its arrays in
-    NumPy) and `n_features_in_`.  X may have as many columns as the weights have variables.  A formula can be undefined at a point: `predict`
-    then gives NaN, and `score` takes the mean of the training y there.
+    The parameters are those of `RefineMath` and of its `solve`; `random_state` is the seed (a
+    number, a `RandomState`, or None for a new seed at each fit).  After `fit`: `formula_` (a
+    `Formula`), `latex_`, `n_iter_` (refiner steps), `result_` (the whole `Result`, its arrays in
+    NumPy) and `n_features_in_`.  X may have as many columns as the weights have variables.  A
+    formula can be undefined at a point: `predict` then gives NaN, and `score` takes the mean of the
+    training y there.
     """
 
     def __init__(
@@ -39,8 +54,8 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
         random_state: Any = 0,
         time_budget: float = 8.0,
         weights: str | Path | None = None,
-        budget: Budget | None = None,
-        sweep: bool = True,
+        proposers: Iterable[str | Proposer] = DEFAULT,
+        config: SearchConfig | None = None,
         undo: bool = True,
     ):
         self.latent_dim = latent_dim
@@ -49,17 +64,38 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
         self.random_state = random_state
         self.time_budget = time_budget
         self.weights = weights
-        self.budget = budget
-        self.sweep = sweep
+        self.proposers = proposers
+        self.config = config
         self.undo = undo
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Find a formula for the rows of X (samples, features) and y (samples,).  Raises `ValueError` as `RefineMath.solve` does."""
-        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=FEWEST_POINTS)
+        """Find a formula for the rows of X (samples, features) and y (samples,).  Raises
+        `ValueError` as `RefineMath.solve` does.
+        """
+        X, y = validate_data(
+            self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=FEWEST_POINTS
+        )
         state = self.random_state
-        seed = int(state) if isinstance(state, numbers.Integral) else int(check_random_state(state).randint(2**31 - 1))
-        model = RefineMath(self.latent_dim, self.max_iters, weights=self.weights, budget=self.budget, sweep=self.sweep, undo=self.undo)
-        result = model.solve(X, np.asarray(y, np.float64), threshold=self.threshold, seed=seed, time_budget=self.time_budget)
+        seed = (
+            int(state)
+            if isinstance(state, numbers.Integral)
+            else int(check_random_state(state).randint(2**31 - 1))
+        )
+        model = RefineMath(
+            self.latent_dim,
+            self.max_iters,
+            weights=self.weights,
+            proposers=self.proposers,
+            config=self.config,
+            undo=self.undo,
+        )
+        result = model.solve(
+            X,
+            np.asarray(y, np.float64),
+            threshold=self.threshold,
+            seed=seed,
+            time_budget=self.time_budget,
+        )
         self.result_: Result = replace(result, outcome=jax.tree.map(np.asarray, result.outcome))
         self.formula_ = result.formula
         self.latex_ = result.latex
@@ -67,7 +103,9 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
         return self
 
     def predict(self, X: Any) -> np.ndarray:
-        """The formula's values (samples,) at the rows of X; NaN where it is undefined over the reals."""
+        """The formula's values (samples,) at the rows of X; NaN where it is undefined over the
+        reals.
+        """
         check_is_fitted(self)
         return self.result_.predict(validate_data(self, X, dtype=np.float64, reset=False))
 

@@ -1,4 +1,6 @@
-"""What several test files share: a tiny model, a small bank, one solver with a small budget, and JAX at its strictest."""
+"""What several test files share: a tiny model, a small bank, one solver with a small budget, and
+JAX at its strictest.
+"""
 
 import os
 from collections.abc import Iterator
@@ -11,18 +13,31 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from refinemath import Budget, RefineMath
-from refinemath.data import Bank, make_bank
-from refinemath.heldout import training_exclusions
-from refinemath.model import Config, Model
+from refinemath import RefineMath, SearchConfig
+from refinemath.corpus.build import build_table
+from refinemath.corpus.exclusions import training_exclusions
+from refinemath.examples import SkeletonTable
+from refinemath.model import Model, ModelConfig
 
-CONFIG = Config(latent_dim=64, width=16, heads=2, seeds=4, encoder_blocks=1, refiner_blocks=1)
-BUDGET = Budget(thoughts=4, samples=16, edits=96, extend=8, fits=2, fit_steps=2, keep=32, search_steps=2, patience=1)
+CONFIG = ModelConfig(latent_dim=64, width=16, heads=2, seeds=4, encoder_blocks=1, refiner_blocks=1)
+BUDGET = SearchConfig(
+    thoughts=4,
+    samples=16,
+    edits=96,
+    missing_terms=8,
+    fits=2,
+    fit_steps=2,
+    keep=32,
+    search_steps=2,
+    patience=1,
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where compiled programs are kept during this run, so that workers and child processes share them."""
+    """Where compiled programs are kept during this run, so that workers and child processes share
+    them.
+    """
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -43,8 +58,8 @@ def exclusions() -> tuple[np.ndarray, jax.Array]:
 
 
 @pytest.fixture(scope="session")
-def bank(exclusions: tuple[np.ndarray, jax.Array]) -> Bank:
-    return make_bank(60, seed=1, chunk=1024, patience=2, excluded=exclusions[0])
+def bank(exclusions: tuple[np.ndarray, jax.Array]) -> SkeletonTable:
+    return build_table(60, seed=1, chunk=1024, patience=2, excluded=exclusions[0])
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,6 @@
-"""`python -m refinemath`: readable help, one line and status 2 on bad input, and the commands do what they say."""
+"""`python -m refinemath`: readable help, one line and status 2 on bad input, and the commands do
+what they say.
+"""
 
 import json
 import os
@@ -13,9 +15,8 @@ from conftest import BUDGET, CONFIG
 from run_training import RECIPE
 
 import refinemath.__main__ as cli
-from refinemath import RefineMath
-from refinemath import train as train_module
-from refinemath.train import Recipe
+from refinemath import RefineMath, training
+from refinemath.training import TrainConfig
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -45,7 +46,9 @@ def test_help_is_readable(command: list[str], capsys: pytest.CaptureFixture) -> 
         cli.main([*command, "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert text.startswith("usage: python -m refinemath") and max(map(len, text.splitlines())) <= 160
+    assert (
+        text.startswith("usage: python -m refinemath") and max(map(len, text.splitlines())) <= 160
+    )
     assert not command or "default" in text
     if not command:
         assert all(name in text for name in ("solve", "train", "evaluate"))
@@ -55,20 +58,39 @@ def test_every_dial_of_the_recipe_is_an_option(capsys: pytest.CaptureFixture) ->
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])
     text = capsys.readouterr().out
-    assert all(f"--{name.replace('_', '-')}" in text for name in vars(Recipe())) and "see Recipe" not in text
+    assert (
+        all(f"--{name.replace('_', '-')}" in text for name in vars(TrainConfig()))
+        and "see Recipe" not in text
+    )
 
 
-def test_solve_prints_the_formula_the_fit_and_the_iterations_and_saves_the_plot(quick: Path, points: Path, capsys: pytest.CaptureFixture) -> None:
-    assert cli.main(["solve", str(points), "--max-iters", "4", "--time-budget", "0.1", "--seed", "1"]) == 0
+def test_solve_prints_the_formula_the_fit_and_the_iterations_and_saves_the_plot(
+    quick: Path, points: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert (
+        cli.main(["solve", str(points), "--max-iters", "4", "--time-budget", "0.1", "--seed", "1"])
+        == 0
+    )
     lines = {line.split(maxsplit=1)[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert "x**2 - 3" in lines["formula"] and "x^{2} - 3" in lines["LaTeX"] and "x**2 - 3" in lines["Python"]
+    assert (
+        "x**2 - 3" in lines["formula"]
+        and "x^{2} - 3" in lines["LaTeX"]
+        and "x**2 - 3" in lines["Python"]
+    )
     assert "exact" in lines["fit"] and any(c.isdigit() for c in lines["iterations"])
-    assert (quick / "points.formula.png").read_bytes()[:4] == b"\x89PNG" and "points.formula.png" in lines["plot"]
+    assert (quick / "points.formula.png").read_bytes()[
+        :4
+    ] == b"\x89PNG" and "points.formula.png" in lines["plot"]
 
 
 def test_solve_says_where_no_formula_was_found(quick: Path, capsys: pytest.CaptureFixture) -> None:
     np.save(quick / "noise.npy", np.random.default_rng(0).normal(size=(24, 2)))
-    assert cli.main(["solve", "noise.npy", "--max-iters", "4", "--time-budget", "0.1", "--plot", "here.png"]) == 0
+    assert (
+        cli.main(
+            ["solve", "noise.npy", "--max-iters", "4", "--time-budget", "0.1", "--plot", "here.png"]
+        )
+        == 0
+    )
     assert "best attempt" in capsys.readouterr().out and (quick / "here.png").exists()
 
 
@@ -81,7 +103,19 @@ BAD = [
     (["solve", "points.npy", "--time-budget", "-1"], "time_budget is -1"),
     (["solve", "points.npy", "--weights", "none.npz"], "no weights file"),
     (["solve", "points.npy", "--weights", "points.npy"], "not a RefineMath file"),
-    (["solve", "points.npy", "--max-iters", "4", "--time-budget", "0.1", "--plot", "no/such/folder/x.png"], "no/such/folder"),
+    (
+        [
+            "solve",
+            "points.npy",
+            "--max-iters",
+            "4",
+            "--time-budget",
+            "0.1",
+            "--plot",
+            "no/such/folder/x.png",
+        ],
+        "no/such/folder",
+    ),
     (["solve", "words.csv"], "words.csv"),
     (["train", "--out", "points.npy"], "points.npy"),
     (["train", "--out", "run", "--latent-dim", "8"], "latent_dim is 8"),
@@ -98,7 +132,9 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "says"), BAD, ids=[" ".join(a) for a, _ in BAD])
-def test_bad_input_is_one_line_and_status_two(arguments: list[str], says: str, quick: Path, points: Path, capsys: pytest.CaptureFixture) -> None:
+def test_bad_input_is_one_line_and_status_two(
+    arguments: list[str], says: str, quick: Path, points: Path, capsys: pytest.CaptureFixture
+) -> None:
     (quick / "words.csv").write_text("x,y\na,b\n", encoding="utf-8")
     (quick / "other.json").write_text("[1, 2]", encoding="utf-8")
     try:
@@ -114,61 +150,145 @@ def test_bad_input_is_one_line_and_status_two(arguments: list[str], says: str, q
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["fly"], ["solve"], ["train"], ["solve", "a.npy", "--speed", "9"], ["solve", "a.npy", "--seed", "x"], ["evaluate", "--parts", "all"]],
+    [
+        [],
+        ["fly"],
+        ["solve"],
+        ["train"],
+        ["solve", "a.npy", "--speed", "9"],
+        ["solve", "a.npy", "--seed", "x"],
+        ["evaluate", "--parts", "all"],
+    ],
     ids=" ".join,
 )
-def test_a_wrong_command_shows_the_usage(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
+def test_a_wrong_command_shows_the_usage(
+    arguments: list[str], capsys: pytest.CaptureFixture
+) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)
     assert stop.value.code == 2 and "usage:" in capsys.readouterr().err
 
 
-def test_the_formula_is_printed_before_the_plot_fails(quick: Path, points: Path, capsys: pytest.CaptureFixture) -> None:
-    assert cli.main(["solve", str(points), "--max-iters", "4", "--time-budget", "0.1", "--plot", "no/such/folder/x.png"]) == 2
+def test_the_formula_is_printed_before_the_plot_fails(
+    quick: Path, points: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert (
+        cli.main(
+            [
+                "solve",
+                str(points),
+                "--max-iters",
+                "4",
+                "--time-budget",
+                "0.1",
+                "--plot",
+                "no/such/folder/x.png",
+            ]
+        )
+        == 2
+    )
     assert "formula     y = x**2 - 3\n" in capsys.readouterr().out
 
 
-def test_a_training_that_diverged_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_training_that_diverged_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     def diverge(*_: object) -> None:
         raise FloatingPointError("the loss is nan at step 50")
 
-    monkeypatch.setattr(train_module, "train", diverge)
+    monkeypatch.setattr(training, "train", diverge)
     assert cli.main(["train", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.strip() == "refinemath: the loss is nan at step 50"
 
 
 def test_train_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[tuple] = []
-    monkeypatch.setattr(train_module, "train", lambda *arguments: seen.append(arguments))
-    options = ["--latent-dim", "64", "--width", "16", "--stabiliser", "rms", "--steps", "7", "--batch", "16", "--learning-rate", "0.01", "--optimizer", "adamw"]
+    monkeypatch.setattr(training, "train", lambda *arguments: seen.append(arguments))
+    options = [
+        "--latent-dim",
+        "64",
+        "--width",
+        "16",
+        "--stabiliser",
+        "rms",
+        "--steps",
+        "7",
+        "--batch",
+        "16",
+        "--learning-rate",
+        "0.01",
+        "--optimizer",
+        "adamw",
+    ]
     assert cli.main(["train", "--out", str(tmp_path / "run"), *options]) == 0
     ((config, recipe, folder),) = seen
-    assert (config.latent_dim, config.width, config.stabiliser, folder) == (64, 16, "rms", tmp_path / "run")
-    assert recipe == Recipe(steps=7, batch=16, learning_rate=0.01, optimizer="adamw")
+    assert (config.latent_dim, config.width, config.stabiliser, folder) == (
+        64,
+        16,
+        "rms",
+        tmp_path / "run",
+    )
+    assert recipe == TrainConfig(steps=7, batch=16, learning_rate=0.01, optimizer="adamw")
     assert RECIPE.batch == 16 and CONFIG.latent_dim == 64
 
 
 def test_evaluate_writes_the_records(quick: Path, capsys: pytest.CaptureFixture) -> None:
-    arguments = ["--data", str(DATA), "--parts", "heldout", "--systems", "refinemath", "--every", "100", "--time-budget", "0.1", "--out", "scores.json"]
+    arguments = [
+        "--data",
+        str(DATA),
+        "--parts",
+        "heldout",
+        "--systems",
+        "refinemath",
+        "--every",
+        "100",
+        "--time-budget",
+        "0.1",
+        "--out",
+        "scores.json",
+    ]
     assert cli.main(["evaluate", *arguments]) == 0
     report = json.loads((quick / "scores.json").read_text(encoding="utf-8"))
     assert {"command", "commit", "date", "python", "jax", "hardware", "budget"} <= report.keys()
     part = report["results"]["refinemath/heldout"]
     assert part["summary"]["problems"] == len(part["records"]) == 3
-    assert all(0 <= r["settled"] <= 1 and (r["settled"] == 1) == r["converged"] for r in part["records"])
-    assert {"name", "recovered", "fvu", "seconds", "iterations", "converged", "formula"} <= part["records"][0].keys()
+    assert all(
+        0 <= r["settled"] <= 1 and (r["settled"] == 1) == r["converged"] for r in part["records"]
+    )
+    assert {"name", "recovered", "fvu", "seconds", "iterations", "converged", "formula"} <= part[
+        "records"
+    ][0].keys()
     assert "refinemath/heldout" in capsys.readouterr().out
 
 
 def test_the_first_command_of_the_readme(tmp_path: Path, compiled_once: Path) -> None:
     """A fresh process, the shipped weights, the shipped data."""
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(compiled_once)}
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(compiled_once),
+    }
     command = [sys.executable, "-m", "refinemath", "solve", str(DATA / "physics_data.npy")]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120)
+    run = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120
+    )
     assert run.returncode == 0, run.stderr
-    assert "formula     y = x**1.5\n" in run.stdout and "iterations" in run.stdout and (tmp_path / "physics_data.formula.png").exists()
+    assert (
+        "formula     y = x**1.5\n" in run.stdout
+        and "iterations" in run.stdout
+        and (tmp_path / "physics_data.formula.png").exists()
+    )
 
 
 def test_a_bad_file_in_a_fresh_process(tmp_path: Path) -> None:
-    run = subprocess.run([sys.executable, "-m", "refinemath", "solve", "none.csv"], capture_output=True, text=True, cwd=tmp_path, timeout=60)
-    assert run.returncode == 2 and run.stdout == "" and run.stderr.strip() == "refinemath: there is no file none.csv"
+    run = subprocess.run(
+        [sys.executable, "-m", "refinemath", "solve", "none.csv"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=60,
+    )
+    assert (
+        run.returncode == 2
+        and run.stdout == ""
+        and run.stderr.strip() == "refinemath: there is no file none.csv"
+    )

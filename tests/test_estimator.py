@@ -1,4 +1,5 @@
-"""The scikit-learn face: parameters, attributes, clone, pickle, grid search, and scikit-learn's own checks.
+"""The scikit-learn face: parameters, attributes, clone, pickle, grid search, and scikit-learn's own
+checks.
 
 One small budget serves every test, so the search is compiled once.
 """
@@ -16,17 +17,21 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.utils.estimator_checks import check_estimator
 
-from refinemath import estimator as module
+from refinemath import estimator
 from refinemath.estimator import SymbolicRegressor
-from refinemath.search import Budget
-from refinemath.solve import RefineMath, Result
+from refinemath.loop import SearchConfig
+from refinemath.result import Result
+from refinemath.solver import RefineMath
 
-BUDGET = Budget(thoughts=4, samples=16, edits=0, fits=2, fit_steps=2, keep=16, search_steps=2, patience=1)
+BUDGET = SearchConfig(
+    thoughts=4, samples=16, edits=0, fits=2, fit_steps=2, keep=16, search_steps=2, patience=1
+)
 SETTINGS: dict[str, Any] = {"budget": BUDGET, "max_iters": 4, "time_budget": 0.05}
 X = np.linspace(-2, 2, 24)[:, None]
 Y = X[:, 0] ** 2 + X[:, 0]
 
-# Every check of this list brings data of two or more columns, and the shipped weights read one.  The same checks run, and pass, below, where
+# Every check of this list brings data of two or more columns, and the shipped weights read one.
+# The same checks run, and pass, below, where
 # the model looks at the first column alone.
 MORE_THAN_ONE_VARIABLE = [
     "check_fit_score_takes_y",
@@ -55,8 +60,11 @@ MORE_THAN_ONE_VARIABLE = [
     "check_n_features_in",
     "check_fit2d_predict1d",
 ]
-# On the first column alone, one check cannot pass: it asks for R^2 > 0.5 on data in which that column says little.
-ON_FIRST_COLUMN = {"check_regressors_train": "asks for a good fit on ten columns, nine of which the model does not see"}
+# On the first column alone, one check cannot pass: it asks for R^2 > 0.5 on data in which that
+# column says little.
+ON_FIRST_COLUMN = {
+    "check_regressors_train": "asks for a good fit on ten columns, nine of which the model does not see"
+}
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +86,17 @@ def test_it_says_what_solve_says(fitted: SymbolicRegressor) -> None:
 
 def test_the_seed_makes_it_repeatable() -> None:
     for state in (3, np.int64(3)):
-        again = [SymbolicRegressor(**SETTINGS, random_state=state).fit(X, np.sin(3 * X[:, 0])).latex_ for _ in range(2)]
+        again = [
+            SymbolicRegressor(**SETTINGS, random_state=state).fit(X, np.sin(3 * X[:, 0])).latex_
+            for _ in range(2)
+        ]
         assert again[0] == again[1]
-    drawn = [SymbolicRegressor(**SETTINGS, random_state=np.random.RandomState(3)).fit(X, np.sin(3 * X[:, 0])).latex_ for _ in range(2)]
+    drawn = [
+        SymbolicRegressor(**SETTINGS, random_state=np.random.RandomState(3))
+        .fit(X, np.sin(3 * X[:, 0]))
+        .latex_
+        for _ in range(2)
+    ]
     assert drawn[0] == drawn[1]
 
 
@@ -95,12 +111,22 @@ def test_clone_and_pickle(fitted: SymbolicRegressor) -> None:
 
 def test_a_fitted_estimator_holds_numpy_arrays_only(fitted: SymbolicRegressor) -> None:
     assert fitted.result_.outcome is not None
-    arrays = [*fitted.result_.outcome.pool, *fitted.result_.outcome.trace, fitted.result_.outcome.z, fitted.result_.velocity]
+    arrays = [
+        *fitted.result_.outcome.pool,
+        *fitted.result_.outcome.trace,
+        fitted.result_.outcome.z,
+        fitted.result_.velocity,
+    ]
     assert all(isinstance(a, np.ndarray | np.generic) for a in arrays)
 
 
 def test_grid_search_over_options_of_the_search() -> None:
-    grid = GridSearchCV(SymbolicRegressor(**SETTINGS), {"sweep": [True], "random_state": [0, 1], "threshold": [1e-5, 1e-3]}, cv=2, error_score="raise")
+    grid = GridSearchCV(
+        SymbolicRegressor(**SETTINGS),
+        {"sweep": [True], "random_state": [0, 1], "threshold": [1e-5, 1e-3]},
+        cv=2,
+        error_score="raise",
+    )
     grid.fit(X[::-1][np.argsort(np.arange(24) % 2)], Y[::-1][np.argsort(np.arange(24) % 2)])
     assert len(grid.cv_results_["params"]) == 4 and grid.best_score_ > 0.99
 
@@ -130,7 +156,9 @@ class FirstColumnResult(Result):
 
 
 class FirstColumn(RefineMath):
-    """A model that looks at the first column alone, to run scikit-learn's checks on their data of many columns."""
+    """A model that looks at the first column alone, to run scikit-learn's checks on their data of
+    many columns.
+    """
 
     def solve(self, data: Any, y: Any = None, **options: Any) -> Result:
         return FirstColumnResult(**vars(super().solve(np.asarray(data)[:, :1], y, **options)))
@@ -139,15 +167,28 @@ class FirstColumn(RefineMath):
 @pytest.mark.filterwarnings("ignore")
 def test_the_checks_of_scikit_learn_with_the_weights_as_they_are(fitted: SymbolicRegressor) -> None:
     expected = dict.fromkeys(MORE_THAN_ONE_VARIABLE, "the shipped weights read one variable")
-    expected["check_fit2d_1sample"] = "several columns are named as the defect before the single row"
-    records = check_estimator(SymbolicRegressor(**SETTINGS), expected_failed_checks=expected, on_skip=None)
+    expected["check_fit2d_1sample"] = (
+        "several columns are named as the defect before the single row"
+    )
+    records = check_estimator(
+        SymbolicRegressor(**SETTINGS), expected_failed_checks=expected, on_skip=None
+    )
     assert sum(r["status"] == "passed" for r in records) >= 20
     assert not [r["check_name"] for r in records if r["status"] == "failed"]
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_checks_of_scikit_learn_on_the_first_column(monkeypatch: pytest.MonkeyPatch, fitted: SymbolicRegressor) -> None:
-    monkeypatch.setattr(module, "RefineMath", FirstColumn)
-    records = check_estimator(SymbolicRegressor(**SETTINGS), expected_failed_checks=ON_FIRST_COLUMN, on_fail=None, on_skip=None)
-    failed = {r["check_name"]: repr(r["exception"])[:300] for r in records if r["status"] == "failed"}
+def test_the_checks_of_scikit_learn_on_the_first_column(
+    monkeypatch: pytest.MonkeyPatch, fitted: SymbolicRegressor
+) -> None:
+    monkeypatch.setattr(estimator, "RefineMath", FirstColumn)
+    records = check_estimator(
+        SymbolicRegressor(**SETTINGS),
+        expected_failed_checks=ON_FIRST_COLUMN,
+        on_fail=None,
+        on_skip=None,
+    )
+    failed = {
+        r["check_name"]: repr(r["exception"])[:300] for r in records if r["status"] == "failed"
+    }
     assert not failed

@@ -1,4 +1,6 @@
-"""Chapter 8: the best legal formula, and exact samples, from independent slots; what surrounds a token that is read after others."""
+"""Chapter 8: the best legal formula, and exact samples, from independent slots; what surrounds a
+token that is read after others.
+"""
 
 import itertools
 
@@ -8,8 +10,9 @@ import numpy as np
 import pytest
 
 from refinemath import grammar
+from refinemath.expression import ARITY, END, OPERATOR_TOKEN, VOCABULARY, VOCABULARY_SIZE, encode
 from refinemath.grammar import NONE
-from refinemath.language import ARITY, END, OPERATOR_TOKEN, VOCABULARY, VOCABULARY_SIZE, encode, parse
+from refinemath.text import parse
 
 pytestmark = pytest.mark.usefixtures("strict")
 KEY = jax.random.key(0)
@@ -36,7 +39,9 @@ def score(logits: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def logits_of(scale: float, batch: int = 64, slots: int = 16) -> jax.Array:
-    return scale * jax.random.normal(jax.random.fold_in(KEY, int(scale * 10)), (batch, slots, VOCABULARY_SIZE))
+    return scale * jax.random.normal(
+        jax.random.fold_in(KEY, int(scale * 10)), (batch, slots, VOCABULARY_SIZE)
+    )
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 10.0, 100.0])
@@ -58,7 +63,9 @@ def test_legal_even_where_the_slots_disagree(name: str) -> None:
 @pytest.mark.parametrize("slots", [1, 2, 3])
 def test_best_is_brute_force(slots: int) -> None:
     rows = every_formula(slots, list(range(1, VOCABULARY_SIZE)))
-    logits = np.random.default_rng(slots).normal(size=(20, slots, VOCABULARY_SIZE)).astype(np.float32)
+    logits = (
+        np.random.default_rng(slots).normal(size=(20, slots, VOCABULARY_SIZE)).astype(np.float32)
+    )
     found = np.asarray(grammar.best(jnp.asarray(logits)))
     for row, f in zip(logits, found, strict=True):
         np.testing.assert_array_equal(f, rows[np.argmax(score(row, rows))])
@@ -68,7 +75,9 @@ def test_the_backward_pass_counts_all_formulas() -> None:
     """With all logits zero the weight of the start is the number of legal formulas."""
     for slots in (1, 2, 3):
         beta = grammar.backward(jnp.zeros((1, slots, VOCABULARY_SIZE)))
-        assert np.exp(float(beta[0, 0, 1])) == pytest.approx(len(every_formula(slots, list(range(1, VOCABULARY_SIZE)))), rel=1e-4)
+        assert np.exp(float(beta[0, 0, 1])) == pytest.approx(
+            len(every_formula(slots, list(range(1, VOCABULARY_SIZE)))), rel=1e-4
+        )
 
 
 def test_samples_follow_the_exact_probabilities() -> None:
@@ -90,7 +99,9 @@ def test_the_same_key_gives_the_same_samples_and_jit_is_eager() -> None:
     once = grammar.sample(KEY, logits, 8)
     np.testing.assert_array_equal(once, grammar.sample(KEY, logits, 8))
     with jax.disable_jit():
-        np.testing.assert_array_equal(grammar.best(logits), np.asarray(jax.jit(grammar.best)(logits)))
+        np.testing.assert_array_equal(
+            grammar.best(logits), np.asarray(jax.jit(grammar.best)(logits))
+        )
         assert legal(np.asarray(grammar.sample(KEY, logits, 8))).all()
 
 
@@ -98,11 +109,20 @@ def test_the_same_key_gives_the_same_samples_and_jit_is_eager() -> None:
 
 
 def surroundings(row: np.ndarray) -> list[tuple[int, int, int, int]]:
-    """Open count, parent and operand, sibling, last token before each slot, by a stack of the operands that are still to come."""
+    """Open count, parent and operand, sibling, last token before each slot, by a stack of the
+    operands that are still to come.
+    """
     stack, seen = [(NONE, 0, NONE)], []
     for i, token in enumerate(row):
         parent, which, sibling = stack[-1] if stack else (NONE, 0, NONE)
-        seen.append((len(stack), parent + (VOCABULARY_SIZE + 1) * which, sibling, int(row[i - 1]) if i else NONE))
+        seen.append(
+            (
+                len(stack),
+                parent + (VOCABULARY_SIZE + 1) * which,
+                sibling,
+                int(row[i - 1]) if i else NONE,
+            )
+        )
         if stack:
             stack.pop()
         if ARITY[token] == 2:
@@ -124,13 +144,24 @@ def test_the_context_of_a_token_is_its_place_in_the_tree() -> None:
 
 
 def test_a_context_by_hand() -> None:
-    """sin(x)/(1 + x^2): the 1 stands under the sum, beside nothing; the square under the sum, beside the 1."""
+    """sin(x)/(1 + x^2): the 1 stands under the sum, beside nothing; the square under the sum,
+    beside the 1.
+    """
     row = encode([parse("sin(x)/(1 + x**2)")])[0]
     token = {name: VOCABULARY.index(name) for name in ("div", "sin", "x1", "add", "1", "square")}
-    assert row[0][:7].tolist() == [token[n] for n in ("div", "sin", "x1", "add", "1", "square", "x1")]
+    assert row[0][:7].tolist() == [
+        token[n] for n in ("div", "sin", "x1", "add", "1", "square", "x1")
+    ]
     _, parent, sibling, _ = (np.asarray(a)[0] for a in grammar.contexts(jnp.asarray(row)))
     second = VOCABULARY_SIZE + 1
-    assert parent[:6].tolist() == [NONE, token["div"], token["sin"], token["div"] + second, token["add"], token["add"] + second]
+    assert parent[:6].tolist() == [
+        NONE,
+        token["div"],
+        token["sin"],
+        token["div"] + second,
+        token["add"],
+        token["add"] + second,
+    ]
     assert sibling[:6].tolist() == [NONE, NONE, NONE, token["sin"], NONE, token["1"]]
 
 
@@ -144,6 +175,12 @@ def test_what_is_allowed_can_always_become_a_formula(slots: int) -> None:
             open_ = 1 + sum(int(ARITY[t]) - 1 for t in start if t != END)
             can = np.asarray(grammar.allowed(jnp.asarray([open_]), slots - 1 - i))[0]
             assert can.any()
-            longer += [[*start, t] for t in (END, 1, 5, OPERATOR_TOKEN["sin"], OPERATOR_TOKEN["add"]) if can[t]]
+            longer += [
+                [*start, t]
+                for t in (END, 1, 5, OPERATOR_TOKEN["sin"], OPERATOR_TOKEN["add"])
+                if can[t]
+            ]
         found = longer
-    assert sorted(found) == sorted(every_formula(slots, [1, 5, OPERATOR_TOKEN["sin"], OPERATOR_TOKEN["add"]]).tolist())
+    assert sorted(found) == sorted(
+        every_formula(slots, [1, 5, OPERATOR_TOKEN["sin"], OPERATOR_TOKEN["add"]]).tolist()
+    )

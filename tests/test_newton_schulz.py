@@ -41,15 +41,21 @@ def test_once_is_enough() -> None:
 
 
 def test_scale_does_not_matter() -> None:
-    np.testing.assert_allclose(orthogonalize(jnp.asarray(Z * 1e4)), orthogonalize(jnp.asarray(Z)), atol=1e-5)
+    np.testing.assert_allclose(
+        orthogonalize(jnp.asarray(Z * 1e4)), orthogonalize(jnp.asarray(Z)), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("schedule", [POLAR, CUBIC, MUON], ids=["polar", "cubic", "muon"])
 def test_each_singular_value_goes_through_the_polynomials(schedule: tuple) -> None:
     s = np.array([1.0, 0.7, 0.4, 0.1, 0.02])
-    out = np.linalg.svd(np.asarray(orthogonalize(jnp.asarray(with_singular_values(s)), schedule), np.float64), compute_uv=False)
+    out = np.linalg.svd(
+        np.asarray(orthogonalize(jnp.asarray(with_singular_values(s)), schedule), np.float64),
+        compute_uv=False,
+    )
     off = np.abs(np.sort(out) - np.sort(through(schedule, s / np.linalg.norm(s))))
-    # the smallest alone may be further off: it enters as its square, 2.4e-4, which float32 sums know to about 6e-8, a part in 4,000
+    # the smallest alone may be further off: it enters as its square, 2.4e-4, which float32 sums
+    # know to about 6e-8, a part in 4,000
     assert off.max() <= 3e-4 and np.sum(off > 1e-4) <= 1
 
 
@@ -67,10 +73,16 @@ def test_slots_of_one_thought_alone() -> None:
     """Never across the batch: changing one thought leaves the others as they were."""
     changed = Z.copy()
     changed[0] = 7.0 * changed[1]
-    np.testing.assert_array_equal(orthogonalize(jnp.asarray(changed))[1:], orthogonalize(jnp.asarray(Z))[1:])
-    np.testing.assert_allclose(orthogonalize(jnp.asarray(Z[0])), orthogonalize(jnp.asarray(Z))[0], atol=1e-6)
+    np.testing.assert_array_equal(
+        orthogonalize(jnp.asarray(changed))[1:], orthogonalize(jnp.asarray(Z))[1:]
+    )
+    np.testing.assert_allclose(
+        orthogonalize(jnp.asarray(Z[0])), orthogonalize(jnp.asarray(Z))[0], atol=1e-6
+    )
 
 
 def test_jit_is_eager_and_zero_stays_zero() -> None:
-    np.testing.assert_allclose(jax.jit(orthogonalize)(jnp.asarray(Z)), orthogonalize(jnp.asarray(Z)), atol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(orthogonalize)(jnp.asarray(Z)), orthogonalize(jnp.asarray(Z)), atol=1e-5
+    )
     assert not np.asarray(orthogonalize(jnp.zeros((4, 16)))).any()

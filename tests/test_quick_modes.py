@@ -31,5 +31,16 @@ def test_quick_mode_writes_a_record(name: str, tmp_path: Path) -> None:
         raise ValueError(f"{constant} is no JSON")
 
     record = json.loads(path.read_text(encoding="utf-8"), parse_constant=never)
-    assert {"command", "commit", "date", "python", "jax", "hardware", "cores", "options", "seconds", *QUICK[name]} <= record.keys()
+    assert {
+        "command",
+        "commit",
+        "date",
+        "python",
+        "jax",
+        "hardware",
+        "cores",
+        "options",
+        "seconds",
+        *QUICK[name],
+    } <= record.keys()
     assert record["options"]["quick"] and record["seconds"] > 0

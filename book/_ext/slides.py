@@ -1,4 +1,5 @@
-"""Slides for every chapter, made from the executed notebook, and a button on the chapter's page that opens them.
+"""Slides for every chapter, made from the executed notebook, and a button on the chapter's page
+that opens them.
 
     python book/_ext/slides.py [folder of the built pages]
 
@@ -68,7 +69,9 @@ def typeset(source: str, options: dict[str, Any]) -> str:
 
 @dataclass
 class Slide:
-    """What is seen, and what the speaker reads.  A paragraph has a short form for slides with code or a figure."""
+    """What is seen, and what the speaker reads.  A paragraph has a short form for slides with code
+    or a figure.
+    """
 
     body: list[str] = field(default_factory=list)
     short: list[str] = field(default_factory=list)
@@ -94,9 +97,23 @@ def links(text: str) -> str:
 
 
 def blocks(text: str) -> Iterator[tuple[str, str]]:
-    """The blocks of a markdown text with their kind: heading, paragraph, math, table, list, quote, code or html."""
-    kinds = {"heading_open": "heading", "paragraph_open": "paragraph", "math_block": "math", "table_open": "table", "bullet_list_open": "list"}
-    kinds |= {"ordered_list_open": "list", "blockquote_open": "quote", "fence": "code", "code_block": "code", "html_block": "html"}
+    """The blocks of a markdown text with their kind: heading, paragraph, math, table, list, quote,
+    code or html.
+    """
+    kinds = {
+        "heading_open": "heading",
+        "paragraph_open": "paragraph",
+        "math_block": "math",
+        "table_open": "table",
+        "bullet_list_open": "list",
+    }
+    kinds |= {
+        "ordered_list_open": "list",
+        "blockquote_open": "quote",
+        "fence": "code",
+        "code_block": "code",
+        "html_block": "html",
+    }
     source = text.splitlines()
     for token in make_markdown().parse(text):
         if token.level == 0 and token.map and token.type in kinds:
@@ -108,7 +125,10 @@ def output_html(cell: dict[str, Any]) -> list[str]:
     shown = []
     options = cell["metadata"].get("mystnb", {})
     for output in cell["outputs"]:
-        data = {kind: "".join(value) if isinstance(value, list) else value for kind, value in output.get("data", {}).items()}
+        data = {
+            kind: "".join(value) if isinstance(value, list) else value
+            for kind, value in output.get("data", {}).items()
+        }
         if output["output_type"] == "stream":
             shown.append(f"<pre class='output'>{html.escape(''.join(output['text']))}</pre>")
         elif "text/html" in data:
@@ -126,7 +146,9 @@ def output_html(cell: dict[str, Any]) -> list[str]:
 
 
 def code_parts(cell: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """What of a code cell is seen, and what goes into the notes: a figure hides the code that drew it."""
+    """What of a code cell is seen, and what goes into the notes: a figure hides the code that drew
+    it.
+    """
     source = "".join(cell["source"])
     tags = cell["metadata"].get("tags", [])
     if "hide-cell" in tags or source.startswith("#@title"):
@@ -134,7 +156,9 @@ def code_parts(cell: dict[str, Any]) -> tuple[list[str], list[str]]:
     shown = output_html(cell)
     code = f"<pre class='code'><code>{highlight(source, PythonLexer(), FORMATTER)}</code></pre>"
     drawn = "plt." in source or "vis." in source or "HTML(" in source
-    hidden = "hide-input" in tags or (drawn and any("<figure>" in part or "class='rich'" in part for part in shown))
+    hidden = "hide-input" in tags or (
+        drawn and any("<figure>" in part or "class='rich'" in part for part in shown)
+    )
     return (shown, [code]) if hidden else ([code, *shown], [])
 
 
@@ -152,7 +176,9 @@ class Deck:
             if cell["cell_type"] == "code":
                 self.code(cell)
             else:
-                for piece in re.split(r"^(?=##+ )", links("".join(cell["source"])), flags=re.MULTILINE):
+                for piece in re.split(
+                    r"^(?=##+ )", links("".join(cell["source"])), flags=re.MULTILINE
+                ):
                     self.text(piece)
 
     @property
@@ -172,7 +198,11 @@ class Deck:
         seen, notes = code_parts(cell)
         if self.section in ("", *SKIPPED, "Exercises", "Quiz") or not seen:
             return
-        if self.full or len(self.slide.body) > 4 or any("<table>" in part for part in self.slide.body):
+        if (
+            self.full
+            or len(self.slide.body) > 4
+            or any("<table>" in part for part in self.slide.body)
+        ):
             self.start()
         for part in seen:
             self.slide.add(part)
@@ -190,7 +220,9 @@ class Deck:
                 self.section = heading[2].strip()
             if self.section in SKIPPED:
                 return
-            self.start(f"<h{level}>{self.markdown.renderInline(heading[2])}</h{level}>", column=level == 2)
+            self.start(
+                f"<h{level}>{self.markdown.renderInline(heading[2])}</h{level}>", column=level == 2
+            )
             text = text.partition("\n")[2]
         if self.section == "Quiz":
             self.quiz(text)
@@ -202,7 +234,11 @@ class Deck:
         """The first cell of a chapter: its question, and its goals."""
         self.title = text.partition("\n")[0].removeprefix("# ")
         question = self.markdown.renderInline(self.title)
-        self.start(f"<p class='book'>RefineMath</p><h1>{question}</h1><p><a href='{self.link}'>the chapter</a></p>", column=True)
+        self.start(
+            f"<p class='book'>RefineMath</p><h1>{question}</h1><p><a href='{self.link}'>the "
+            "chapter</a></p>",
+            column=True,
+        )
         goals = "\n".join(source for kind, source in blocks(text) if kind == "list")
         self.start(f"<h2>After this chapter you can</h2>{self.markdown.render(goals)}")
         self.slide.notes.append(self.markdown.render(text))
@@ -231,7 +267,10 @@ class Deck:
         answers = DETAILS.findall(text)
         asked = questions or [summary for summary, _ in answers]
         for question, (_, answer) in zip(asked, answers, strict=True):
-            self.start(f"<h3>{self.markdown.renderInline(question)}</h3><div class='fragment'>{self.markdown.render(answer)}</div>")
+            self.start(
+                f"<h3>{self.markdown.renderInline(question)}</h3><div "
+                f"class='fragment'>{self.markdown.render(answer)}</div>"
+            )
 
     def html(self) -> str:
         columns = [[slide.html() for slide in column if slide.body] for column in self.columns]
@@ -239,7 +278,9 @@ class Deck:
 
 
 def write_slides(site: Path) -> list[Path]:
-    """One file for each notebook, in the folder slides of the built book; pages that no longer have a notebook go."""
+    """One file for each notebook, in the folder slides of the built book; pages that no longer have
+    a notebook go.
+    """
     folder = site / "slides"
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.html"):
@@ -250,15 +291,26 @@ def write_slides(site: Path) -> list[Path]:
         deck = Deck(cells, f"../notebooks/{path.stem}.html")
         target = folder / f"{path.stem}.html"
         style = FORMATTER.get_style_defs(".code")
-        target.write_text(PAGE.format(title=html.escape(deck.title), slides=deck.html(), code_style=style), encoding="utf-8")
+        target.write_text(
+            PAGE.format(title=html.escape(deck.title), slides=deck.html(), code_style=style),
+            encoding="utf-8",
+        )
         written.append(target)
     return written
 
 
-def add_button(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+def add_button(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
     folder, _, name = pagename.rpartition("/")
     if folder == "notebooks" and "header_buttons" in context:
-        button = {"type": "link", "url": f"../slides/{name}.html", "icon": "fas fa-display", "label": "slides", "tooltip": "Slides of this chapter"}
+        button = {
+            "type": "link",
+            "url": f"../slides/{name}.html",
+            "icon": "fas fa-display",
+            "label": "slides",
+            "tooltip": "Slides of this chapter",
+        }
         context["header_buttons"].append(button)
 
 

@@ -47,9 +47,15 @@ class Page(HTMLParser):
             self.links.append(values["href"] or "")
         if tag == "meta" and (values.get("http-equiv") or "").lower() == "refresh":
             self.links.append((values.get("content") or "").partition("url=")[2])
-        if tag == "link" and set((values.get("rel") or "").split()) & {"stylesheet", "icon", "preload"}:
+        if tag == "link" and set((values.get("rel") or "").split()) & {
+            "stylesheet",
+            "icon",
+            "preload",
+        }:
             self.files.append(values.get("href") or "")
-        if tag in ("img", "script", "source", "video", "audio", "iframe", "embed") and values.get("src"):
+        if tag in ("img", "script", "source", "video", "audio", "iframe", "embed") and values.get(
+            "src"
+        ):
             self.files.append(values["src"] or "")
         if tag == "object" and values.get("data"):
             self.files.append(values["data"] or "")
@@ -66,8 +72,12 @@ class Page(HTMLParser):
 
     @staticmethod
     def _has_alt(values: dict[str, str | None]) -> bool:
-        """A picture without alt text is allowed only where words stand beside it: the logo, and icons."""
-        decorative = "logo__image" in (values.get("class") or "") or values.get("aria-hidden") == "true"
+        """A picture without alt text is allowed only where words stand beside it: the logo, and
+        icons.
+        """
+        decorative = (
+            "logo__image" in (values.get("class") or "") or values.get("aria-hidden") == "true"
+        )
         return decorative or bool((values.get("alt") or "").strip())
 
 
@@ -77,7 +87,11 @@ def toc_pages(node: Any) -> Iterator[str]:
         for key in ("root", "file"):
             if key in node:
                 yield node[key]
-        node = [value for key, value in node.items() if key in ("parts", "chapters", "sections", "subtrees")]
+        node = [
+            value
+            for key, value in node.items()
+            if key in ("parts", "chapters", "sections", "subtrees")
+        ]
     if isinstance(node, list):
         for child in node:
             yield from toc_pages(child)
@@ -96,7 +110,9 @@ def check(site: Path, toc: Path) -> list[str]:
         if not (site / f"{name}.html").is_file():
             defects.append(f"{document}: stands in {toc.name} but its page was not built")
 
-    files = sorted(path for path in site.rglob("*.html") if "_static" not in path.relative_to(site).parts)
+    files = sorted(
+        path for path in site.rglob("*.html") if "_static" not in path.relative_to(site).parts
+    )
     if not files:
         defects.append(f"{site}: no pages here; build the book first")
     pages = {path.resolve(): Page(path.read_text(encoding="utf-8")) for path in files}
@@ -122,14 +138,21 @@ def check(site: Path, toc: Path) -> list[str]:
                 defects.append(f"{where}: fetches {address} from another host")
             elif not target(address).is_file():
                 defects.append(f"{where}: needs {address}, a file that does not exist")
-        defects += [f"{where}: picture {name} has no alt text" for name in page.pictures_without_alt]
-        defects += [f"{where}: raw markup in the text: {hit!r}" for hit in RAW_MARKUP.findall("".join(page.prose))]
+        defects += [
+            f"{where}: picture {name} has no alt text" for name in page.pictures_without_alt
+        ]
+        defects += [
+            f"{where}: raw markup in the text: {hit!r}"
+            for hit in RAW_MARKUP.findall("".join(page.prose))
+        ]
 
     for sheet in sorted(site.rglob("*.css")):
         for address in re.findall(r"url\(\s*['\"]?([^'\")]+)", sheet.read_text(encoding="utf-8")):
             if is_local(address) and not address.startswith("#"):
                 if not (sheet.parent / unquote(urlsplit(address).path)).exists():
-                    defects.append(f"{sheet.relative_to(site)}: needs {address}, a file that does not exist")
+                    defects.append(
+                        f"{sheet.relative_to(site)}: needs {address}, a file that does not exist"
+                    )
             elif urlsplit(address).scheme in ("http", "https"):
                 defects.append(f"{sheet.relative_to(site)}: fetches {address} from another host")
     return defects

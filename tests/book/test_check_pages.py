@@ -9,7 +9,9 @@ SOUND = """<html><body><h1 id="top">A</h1><a href="b.html#there">b</a><a href="#
 <img src="dot.png" alt="A dot."><a href="https://example.org/">out</a></body></html>"""
 
 
-def book(folder: Path, body: str = SOUND, toc: str = "root: a\nchapters:\n- file: b.ipynb\n") -> list[str]:
+def book(
+    folder: Path, body: str = SOUND, toc: str = "root: a\nchapters:\n- file: b.ipynb\n"
+) -> list[str]:
     (folder / "a.html").write_text(body)
     (folder / "b.html").write_text('<html><body><h1 id="there">B</h1></body></html>')
     (folder / "dot.png").write_bytes(b"")
@@ -31,10 +33,16 @@ def test_a_missing_chapter_is_found(tmp_path: Path) -> None:
     [
         ('<a href="c.html">c</a>', "link to c.html, a file that does not exist"),
         ('<a href="b.html#here">b</a>', "link to b.html#here, an anchor that does not exist"),
-        ('<meta http-equiv="Refresh" content="0; url=c.html">', "link to c.html, a file that does not exist"),
+        (
+            '<meta http-equiv="Refresh" content="0; url=c.html">',
+            "link to c.html, a file that does not exist",
+        ),
         ('<img src="dot.png">', "picture dot.png has no alt text"),
         ('<img src="no.png" alt="No.">', "needs no.png, a file that does not exist"),
-        ('<script src="https://example.org/x.js"></script>', "fetches https://example.org/x.js from another host"),
+        (
+            '<script src="https://example.org/x.js"></script>',
+            "fetches https://example.org/x.js from another host",
+        ),
         ('<link rel="stylesheet" href="no.css">', "needs no.css, a file that does not exist"),
         ("<p>See {cite}`x`.</p>", "raw markup in the text: '{cite}`'"),
         ("<p>As {{ ch05 }} shows.</p>", "raw markup in the text: '{{ '"),

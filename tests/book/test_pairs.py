@@ -1,4 +1,5 @@
-"""Both forms of every chapter: the executed notebook and its text must be one and the same, complete and of the right size.
+"""Both forms of every chapter: the executed notebook and its text must be one and the same,
+complete and of the right size.
 
 The rules are those of the book itself: what a chapter contains, how long it is, and which of its
 outputs may differ from machine to machine.  nbval, in `make notebooks-test`, compares the outputs.
@@ -21,7 +22,13 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "book"))
 import frame  # noqa: E402
 
-NAMES = sorted({path.stem for folder, end in (("notebooks", "ipynb"), ("book/chapters", "md")) for path in ROOT.glob(f"{folder}/*.{end}")})
+NAMES = sorted(
+    {
+        path.stem
+        for folder, end in (("notebooks", "ipynb"), ("book/chapters", "md"))
+        for path in ROOT.glob(f"{folder}/*.{end}")
+    }
+)
 IGNORED = "nbval-ignore-output"
 MAGIC = re.compile(r"^\s*[%!].*$", re.MULTILINE)
 
@@ -47,7 +54,12 @@ def head(cell: NotebookNode) -> str:
 
 def content(cell: NotebookNode) -> tuple[str, str, list[str], dict]:
     """What both forms of a cell must share."""
-    return cell.cell_type, cell.source.strip(), sorted(cell.metadata.get("tags", [])), dict(cell.metadata.get("mystnb", {}))
+    return (
+        cell.cell_type,
+        cell.source.strip(),
+        sorted(cell.metadata.get("tags", [])),
+        dict(cell.metadata.get("mystnb", {})),
+    )
 
 
 def lines(cell: NotebookNode) -> int:
@@ -59,16 +71,28 @@ def tree(cell: NotebookNode) -> ast.Module:
 
 
 def shows(cell: NotebookNode) -> bool:
-    """Whether a cell must leave an output: it prints or shows at its top level, or ends with a value."""
+    """Whether a cell must leave an output: it prints or shows at its top level, or ends with a
+    value.
+    """
     body = tree(cell).body
-    calls = [ast.unparse(step.value.func) for step in body if isinstance(step, ast.Expr) and isinstance(step.value, ast.Call)]
+    calls = [
+        ast.unparse(step.value.func)
+        for step in body
+        if isinstance(step, ast.Expr) and isinstance(step.value, ast.Call)
+    ]
     last = body[-1] if body else None
-    value = isinstance(last, ast.Expr) and not isinstance(last.value, ast.Call | ast.Constant) and not cell.source.rstrip().endswith(";")
+    value = (
+        isinstance(last, ast.Expr)
+        and not isinstance(last.value, ast.Call | ast.Constant)
+        and not cell.source.rstrip().endswith(";")
+    )
     return value or "print" in calls or "plt.show" in calls
 
 
 def pictures(cell: NotebookNode) -> int:
-    return sum(kind.startswith("image/") for output in cell.outputs for kind in output.get("data", {}))
+    return sum(
+        kind.startswith("image/") for output in cell.outputs for kind in output.get("data", {})
+    )
 
 
 def test_there_are_chapters() -> None:
@@ -85,7 +109,9 @@ def test_both_forms_hold_the_same_cells(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_was_run_from_top_to_bottom(name: str) -> None:
-    assert [cell.execution_count for cell in code_cells(name)] == list(range(1, len(code_cells(name)) + 1))
+    assert [cell.execution_count for cell in code_cells(name)] == list(
+        range(1, len(code_cells(name)) + 1)
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -93,14 +119,18 @@ def test_outputs_are_complete_and_clean(name: str) -> None:
     for cell in code_cells(name):
         kinds = [output.output_type for output in cell.outputs]
         assert "error" not in kinds, f"an error is stored: {head(cell)}"
-        assert not any(output.get("name") == "stderr" for output in cell.outputs), f"a warning is stored: {head(cell)}"
+        assert not any(output.get("name") == "stderr" for output in cell.outputs), (
+            f"a warning is stored: {head(cell)}"
+        )
         assert cell.outputs or not shows(cell), f"no output is stored: {head(cell)}"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_size(name: str) -> None:
     sizes = sorted(lines(cell) for cell in code_cells(name))
-    words = sum(len(cell.source.split()) for cell in executed(name).cells if cell.cell_type == "markdown")
+    words = sum(
+        len(cell.source.split()) for cell in executed(name).cells if cell.cell_type == "markdown"
+    )
     assert 20 <= len(sizes) <= 35
     assert statistics.median(sizes) <= 6
     assert sizes[int(0.9 * len(sizes))] <= 18
@@ -111,9 +141,18 @@ def test_size(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_parts(name: str) -> None:
     """The title is a question; goals, recap, exercises and references are there."""
-    prose = "\n\n".join(cell.source for cell in executed(name).cells if cell.cell_type == "markdown")
+    prose = "\n\n".join(
+        cell.source for cell in executed(name).cells if cell.cell_type == "markdown"
+    )
     assert re.match(r"# .+\?\n", prose)
-    for part in ("**Time:**", "**You need:**", "**After this chapter you can**", "**Recap.**", "## Exercises", "<summary>"):
+    for part in (
+        "**Time:**",
+        "**You need:**",
+        "**After this chapter you can**",
+        "**Recap.**",
+        "## Exercises",
+        "<summary>",
+    ):
         assert part in prose, f"{part} is missing"
 
 
@@ -125,13 +164,19 @@ def test_every_figure_has_alt_text_and_caption(name: str) -> None:
             assert len(options.get("image", {}).get("alt", "")) > 20, f"no alt text: {head(cell)}"
             assert options.get("figure", {}).get("caption"), f"no caption: {head(cell)}"
     for cell in executed(name).cells:
-        assert cell.cell_type == "code" or not re.search(r"!\[\s*\]\(", cell.source), f"no alt text: {head(cell)}"
+        assert cell.cell_type == "code" or not re.search(r"!\[\s*\]\(", cell.source), (
+            f"no alt text: {head(cell)}"
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_cell_whose_output_is_ignored_asserts_something(name: str) -> None:
     ignored = [cell for cell in code_cells(name) if IGNORED in cell.metadata.get("tags", [])]
-    assert [head(cell) for cell in ignored if not any(isinstance(node, ast.Assert) for node in ast.walk(tree(cell)))] == []
+    assert [
+        head(cell)
+        for cell in ignored
+        if not any(isinstance(node, ast.Assert) for node in ast.walk(tree(cell)))
+    ] == []
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -146,7 +191,13 @@ def test_the_address_of_the_repository_stands_in_one_place() -> None:
     """Outside _config.yml it may stand only in what book/frame.py writes."""
     address = frame.repository().removeprefix("https://")
     place = address.removeprefix("github.com/")
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     found = {}
     for file in listed.splitlines():
         path = ROOT / file
@@ -162,5 +213,8 @@ def test_the_address_of_the_repository_stands_in_one_place() -> None:
 
 
 def test_the_table_of_contents_lists_every_chapter() -> None:
-    listed = re.findall(r"notebooks/(\w+)", yaml.safe_dump(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))))
+    listed = re.findall(
+        r"notebooks/(\w+)",
+        yaml.safe_dump(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))),
+    )
     assert sorted(listed) == NAMES

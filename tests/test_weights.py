@@ -12,7 +12,7 @@ import pytest
 from conftest import CONFIG
 from flax import nnx
 
-from refinemath import CheckpointError, checkpoint
+from refinemath import CheckpointError, weights
 from refinemath.model import Model
 
 META = {"config": {"latent_dim": 64}, "note": "grün"}
@@ -21,7 +21,10 @@ META = {"config": {"latent_dim": 64}, "note": "grün"}
 def tree() -> dict:
     rng = np.random.default_rng(0)
     return {
-        "params": {"kernel": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32), "bias": jnp.zeros(3, jnp.float32)},
+        "params": {
+            "kernel": jnp.asarray(rng.normal(size=(4, 3)), jnp.float32),
+            "bias": jnp.zeros(3, jnp.float32),
+        },
         "moments": (jnp.asarray(rng.normal(size=5), jnp.float32), jnp.int32(7)),
         "tokens": jnp.arange(6, dtype=jnp.uint8),
         "mask": jnp.asarray([True, False]),
@@ -32,7 +35,7 @@ def tree() -> dict:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     target = tmp_path / "a.npz"
-    checkpoint.save(target, tree(), META)
+    weights.save(target, tree(), META)
     return target
 
 
@@ -46,33 +49,37 @@ def same(a: dict, b: dict) -> None:
 
 
 def test_what_is_saved_comes_back_bit_for_bit(path: Path) -> None:
-    loaded, meta = checkpoint.load(path, tree())
+    loaded, meta = weights.load(path, tree())
     same(loaded, tree())
-    assert meta == {"format": checkpoint.FORMAT, **META} and checkpoint.read_meta(path) == meta
+    assert meta == {"format": weights.FORMAT, **META} and weights.read_meta(path) == meta
 
 
 def test_a_template_of_shapes_is_enough(path: Path) -> None:
     shapes = jax.eval_shape(tree)
-    same(checkpoint.load(path, shapes)[0], tree())
+    same(weights.load(path, shapes)[0], tree())
 
 
 def test_the_parameters_of_a_model_keep_their_names(tmp_path: Path, tiny_model: Model) -> None:
     graph, params = nnx.split(tiny_model)
-    names = checkpoint.named_leaves(params)
+    names = weights.named_leaves(params)
     assert "encoder/first/kernel" in names and "refiner/blocks/0/attend/query/kernel" in names
-    checkpoint.save(tmp_path / "m.npz", params, {})
+    weights.save(tmp_path / "m.npz", params, {})
     _, template = nnx.split(nnx.eval_shape(lambda: Model(CONFIG, rngs=nnx.Rngs(9))))
-    loaded, _ = checkpoint.load(tmp_path / "m.npz", template)
+    loaded, _ = weights.load(tmp_path / "m.npz", template)
     for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(params), strict=True):
         np.testing.assert_array_equal(a, b)
     nnx.merge(graph, loaded)
 
 
 def test_half_precision_halves_the_floats_only_and_comes_back_as_float32(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path / "h.npz", tree(), META, dtype=np.float16)
+    weights.save(tmp_path / "h.npz", tree(), META, dtype=np.float16)
     with np.load(tmp_path / "h.npz") as file:
-        assert file["params/kernel"].dtype == np.float16 and file["tokens"].dtype == np.uint8 and file["moments/1"].dtype == np.int32
-    loaded, _ = checkpoint.load(tmp_path / "h.npz", tree())
+        assert (
+            file["params/kernel"].dtype == np.float16
+            and file["tokens"].dtype == np.uint8
+            and file["moments/1"].dtype == np.int32
+        )
+    loaded, _ = weights.load(tmp_path / "h.npz", tree())
     assert loaded["params"]["kernel"].dtype == jnp.float32
     np.testing.assert_allclose(loaded["params"]["kernel"], tree()["params"]["kernel"], rtol=1e-3)
 
@@ -91,7 +98,7 @@ def test_a_file_is_replaced_in_one_step(path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(np, "savez", full)
     with pytest.raises(OSError, match="no space"):
-        checkpoint.save(path, tree(), {"other": 1})
+        weights.save(path, tree(), {"other": 1})
     assert path.read_bytes() == before
 
 
@@ -100,23 +107,26 @@ def test_a_file_is_replaced_in_one_step(path: Path, monkeypatch: pytest.MonkeyPa
     [
         (lambda t: {**t, "extra": jnp.zeros(1)}, "missing .'extra'"),
         (lambda t: {k: v for k, v in t.items() if k != "mask"}, "unexpected .'mask'"),
-        (lambda t: {**t, "mask": jnp.zeros(3, bool)}, r"mask has shape \(2,\); this model needs \(3,\)"),
+        (
+            lambda t: {**t, "mask": jnp.zeros(3, bool)},
+            r"mask has shape \(2,\); this model needs \(3,\)",
+        ),
         (lambda t: {**t, "params": {"kernel": t["params"]["kernel"]}}, "unexpected .'params/bias'"),
     ],
 )
 def test_names_and_shapes_must_be_exactly_these(change, says: str, path: Path) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(CheckpointError, match=says):
-        checkpoint.load(path, change(tree()))
+        weights.load(path, change(tree()))
 
 
 def test_a_grown_model_keeps_what_the_file_lacks(path: Path) -> None:
     larger = {**tree(), "extra": jnp.full(2, 7.0)}
     larger["mask"] = ~larger["mask"]
-    loaded, _ = checkpoint.load(path, larger, grown=True)
+    loaded, _ = weights.load(path, larger, grown=True)
     np.testing.assert_array_equal(loaded["extra"], larger["extra"])
     np.testing.assert_array_equal(loaded["mask"], tree()["mask"])
     with pytest.raises(CheckpointError, match=r"unexpected .'mask'"):
-        checkpoint.load(path, {k: v for k, v in larger.items() if k != "mask"}, grown=True)
+        weights.load(path, {k: v for k, v in larger.items() if k != "mask"}, grown=True)
 
 
 def rewrite(path: Path, meta: bytes | None) -> None:
@@ -142,7 +152,7 @@ def rewrite(path: Path, meta: bytes | None) -> None:
 def test_another_version_or_no_record_says_so(meta: bytes | None, says: str, path: Path) -> None:
     rewrite(path, meta)
     with pytest.raises(CheckpointError, match=says):
-        checkpoint.load(path, tree())
+        weights.load(path, tree())
 
 
 def test_a_file_cut_at_any_place_is_a_clear_error(path: Path) -> None:
@@ -150,11 +160,13 @@ def test_a_file_cut_at_any_place_is_a_clear_error(path: Path) -> None:
     for n in np.unique(np.linspace(0, len(whole) - 1, 120).astype(int)):
         path.write_bytes(whole[:n])
         with pytest.raises(CheckpointError, match=str(path)):
-            checkpoint.load(path, tree())
+            weights.load(path, tree())
 
 
 def test_a_file_with_a_changed_byte_is_a_clear_error_or_reads(path: Path) -> None:
-    """A flipped byte in the numbers is caught by the archive's checksum; one in an unused header field may pass unharmed."""
+    """A flipped byte in the numbers is caught by the archive's checksum; one in an unused header
+    field may pass unharmed.
+    """
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
     caught = 0
@@ -163,7 +175,7 @@ def test_a_file_with_a_changed_byte_is_a_clear_error_or_reads(path: Path) -> Non
         damaged[n] ^= int(rng.integers(1, 256))
         path.write_bytes(bytes(damaged))
         try:
-            loaded, _ = checkpoint.load(path, tree())
+            loaded, _ = weights.load(path, tree())
         except CheckpointError:
             caught += 1
         else:
@@ -171,18 +183,20 @@ def test_a_file_with_a_changed_byte_is_a_clear_error_or_reads(path: Path) -> Non
     assert caught > 200
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04", os.urandom(3000), b"\x93NUMPY\x01\x00"])
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"PK\x03\x04", os.urandom(3000), b"\x93NUMPY\x01\x00"]
+)
 def test_another_kind_of_file_is_a_clear_error(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.npz").write_bytes(content)
     with pytest.raises(CheckpointError, match="not a RefineMath file"):
-        checkpoint.read_meta(tmp_path / "x.npz")
+        weights.read_meta(tmp_path / "x.npz")
 
 
 def test_a_single_array_a_folder_and_nothing_are_clear_errors(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros(3))
     for place in (tmp_path / "x.npy", tmp_path, tmp_path / "none.npz"):
         with pytest.raises(CheckpointError, match=str(place)):
-            checkpoint.load(place, tree())
+            weights.load(place, tree())
 
 
 def test_an_archive_of_objects_is_not_unpickled(path: Path) -> None:
@@ -191,4 +205,4 @@ def test_an_archive_of_objects_is_not_unpickled(path: Path) -> None:
     arrays["mask"] = np.array([{"a": 1}, None], object)
     np.savez(path, **arrays)
     with pytest.raises(CheckpointError):
-        checkpoint.load(path, tree())
+        weights.load(path, tree())

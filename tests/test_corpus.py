@@ -1,4 +1,6 @@
-"""Chapter 2: canonical formulas without duplicates, draws as documented, and nothing held out ever enters."""
+"""Chapter 2: canonical formulas without duplicates, draws as documented, and nothing held out ever
+enters.
+"""
 
 import csv
 import hashlib
@@ -12,43 +14,60 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from refinemath.data import (
-    CONSTANT,
+from experiments.lists import write_excluded
+from refinemath.corpus.build import build_table
+from refinemath.corpus.canonical import CONSTANT, is_canonical
+from refinemath.corpus.exclusions import read_excluded, training_exclusions
+from refinemath.corpus.signatures import signature
+from refinemath.examples import (
     TERMS,
-    Bank,
     Examples,
+    SkeletonTable,
     draw_constants,
     draw_examples,
     draw_points,
-    is_canonical,
     length_weights,
-    make_bank,
-    signature,
 )
-from refinemath.heldout import read_excluded, training_exclusions, write_excluded
-from refinemath.language import SLOTS, VARIABLES, Formula, decode, encode, is_constant, parse, parse_prefix, split_terms
+from refinemath.expression import (
+    SLOTS,
+    VARIABLES,
+    Formula,
+    decode,
+    encode,
+    is_constant,
+    split_terms,
+)
+from refinemath.text import parse, parse_prefix
 
 pytestmark = pytest.mark.usefixtures("strict")
 DATA = Path(__file__).parents[1] / "data"
 KEY = jax.random.key(0)
-HELDOUT_SEED = 20261124  # with this seed the bank that the held-out formulas came from is grown again
-Draw = Callable[[jax.Array, Bank, jax.Array, jax.Array], Examples]
+HELDOUT_SEED = (
+    20261124  # with this seed the bank that the held-out formulas came from is grown again
+)
+Draw = Callable[[jax.Array, SkeletonTable, jax.Array, jax.Array], Examples]
 
 
 def skeleton_rows(texts: list[str]) -> jnp.ndarray:
     """Prefix texts in which c stands for a constant."""
-    tokens, _ = encode([parse_prefix(" ".join("1" if w == "c" else w for w in text.split())) for text in texts])
+    tokens, _ = encode(
+        [parse_prefix(" ".join("1" if w == "c" else w for w in text.split())) for text in texts]
+    )
     return jnp.asarray(np.where(is_constant(tokens), CONSTANT, tokens))
 
 
-def words(bank: Bank) -> np.ndarray:
+def words(bank: SkeletonTable) -> np.ndarray:
     tokens = np.asarray(bank.tokens).astype(np.int32)
-    rows = np.concatenate([tokens, np.zeros((-len(tokens) % 1024, SLOTS), np.int32)]).reshape(-1, 1024, SLOTS)
+    rows = np.concatenate([tokens, np.zeros((-len(tokens) % 1024, SLOTS), np.int32)]).reshape(
+        -1, 1024, SLOTS
+    )
     return np.concatenate([np.asarray(signature(jnp.asarray(r))) for r in rows])[: len(tokens)]
 
 
 def normal_form(parts: tuple) -> tuple:
-    """The tree of a skeleton as nested tuples, with the operands of sums and products in a fixed order."""
+    """The tree of a skeleton as nested tuples, with the operands of sums and products in a fixed
+    order.
+    """
     stack: list[tuple] = []
     arity = {"add": 2, "sub": 2, "mul": 2, "div": 2, "pow": 2}
     for part in reversed(parts):
@@ -62,7 +81,9 @@ def normal_form(parts: tuple) -> tuple:
 
 
 def shape(e: Formula) -> tuple:
-    """The additive terms in any order, without the factors, signs and constants that the free coefficients say."""
+    """The additive terms in any order, without the factors, signs and constants that the free
+    coefficients say.
+    """
     found = []
     for term in split_terms(e):
         parts = term.skeleton()
@@ -76,27 +97,35 @@ def shape(e: Formula) -> tuple:
 @pytest.fixture(scope="module")
 def excluded() -> list[Formula]:
     """The listed formulas of one variable, each once."""
-    return [e for e in dict.fromkeys(e for _, e in read_excluded()) if not {"x2", "x3"} & set(e.parts)]
+    return [
+        e for e in dict.fromkeys(e for _, e in read_excluded()) if not {"x2", "x3"} & set(e.parts)
+    ]
 
 
 @pytest.fixture(scope="module")
 def draw() -> Draw:
-    return jax.jit(lambda key, bank, weights, probes: draw_examples(key, bank, 1024, weights=weights, probes=probes))
+    return jax.jit(
+        lambda key, bank, weights, probes: draw_examples(
+            key, bank, 1024, weights=weights, probes=probes
+        )
+    )
 
 
 @pytest.fixture(scope="module")
-def examples(draw: Draw, bank: Bank, exclusions: tuple[np.ndarray, jax.Array]) -> Examples:
+def examples(draw: Draw, bank: SkeletonTable, exclusions: tuple[np.ndarray, jax.Array]) -> Examples:
     return jax.tree.map(np.asarray, draw(KEY, bank, length_weights(bank), exclusions[1]))
 
 
 # ---------------------------------------------------------------- the bank
 
 
-def test_no_two_formulas_of_the_bank_are_the_same_function(bank: Bank) -> None:
+def test_no_two_formulas_of_the_bank_are_the_same_function(bank: SkeletonTable) -> None:
     assert len(np.unique(words(bank), axis=0)) == len(bank.tokens)
 
 
-def test_every_formula_of_the_bank_is_canonical_and_stands_with_its_length(bank: Bank) -> None:
+def test_every_formula_of_the_bank_is_canonical_and_stands_with_its_length(
+    bank: SkeletonTable,
+) -> None:
     tokens = np.asarray(bank.tokens)
     assert tokens.dtype == np.uint8
     assert np.asarray(jax.jit(is_canonical)(jnp.asarray(tokens, jnp.int32))[1]).all()
@@ -109,26 +138,44 @@ def test_every_formula_of_the_bank_is_canonical_and_stands_with_its_length(bank:
 
 
 def test_the_seed_makes_the_bank() -> None:
-    banks = [make_bank(6, seed=s, chunk=1024, patience=1) for s in (1, 1, 2)]
+    banks = [build_table(6, seed=s, chunk=1024, patience=1) for s in (1, 1, 2)]
     np.testing.assert_array_equal(banks[0].tokens, banks[1].tokens)
-    assert banks[0].tokens.shape != banks[2].tokens.shape or np.any(banks[0].tokens != banks[2].tokens)
+    assert banks[0].tokens.shape != banks[2].tokens.shape or np.any(
+        banks[0].tokens != banks[2].tokens
+    )
 
 
 def test_with_two_variables_x2_comes_only_where_x1_is() -> None:
-    tokens = np.asarray(make_bank(20, seed=0, variables=2, chunk=1024, patience=1).tokens)
+    tokens = np.asarray(build_table(20, seed=0, variables=2, chunk=1024, patience=1).tokens)
     one, two = (tokens == 1).any(1), (tokens == 2).any(1)
     assert two.sum() > 50 and (one | ~two).all()
 
 
 # a formula that is canonical, and others that say the same and are not
 SAME = {
-    "add x1 square x1": ["add square x1 x1", "add x1 mul x1 x1", "add x1 neg square x1", "sub x1 square x1", "add c add x1 square x1"],
+    "add x1 square x1": [
+        "add square x1 x1",
+        "add x1 mul x1 x1",
+        "add x1 neg square x1",
+        "sub x1 square x1",
+        "add c add x1 square x1",
+    ],
     "exp mul c x1": ["exp add c x1", "exp mul c add c x1", "square exp x1"],
     "log x1": ["log square x1", "log inv x1", "log mul c x1", "neg log x1", "mul c log x1"],
     "sin x1": ["sin neg x1", "log exp sin x1", "add sin x1 sin x1", "mul sin x1 c"],
-    "square sin x1": ["mul sin x1 sin x1", "square neg sin x1", "square mul c sin x1", "inv inv square sin x1"],
+    "square sin x1": [
+        "mul sin x1 sin x1",
+        "square neg sin x1",
+        "square mul c sin x1",
+        "inv inv square sin x1",
+    ],
     "inv add c x1": ["div c add c x1", "inv mul c add c x1", "inv sub x1 c"],
-    "mul x1 sin x1": ["mul sin x1 x1", "div x1 inv sin x1", "mul mul c x1 sin x1", "mul neg x1 sin x1"],
+    "mul x1 sin x1": [
+        "mul sin x1 x1",
+        "div x1 inv sin x1",
+        "mul mul c x1 sin x1",
+        "mul neg x1 sin x1",
+    ],
     "pow x1 c": ["pow mul c x1 c", "pow square x1 c", "exp mul c log mul c x1"],
 }
 
@@ -143,16 +190,34 @@ def test_of_the_ways_to_say_the_same_one_is_canonical() -> None:
 
 def test_a_part_may_hold_what_a_whole_formula_may_not() -> None:
     part, whole = is_canonical(skeleton_rows(["mul c x1", "add c x1", "c", "x1"]))
-    assert part.tolist() == [True, True, True, True] and whole.tolist() == [False, False, False, True]
+    assert part.tolist() == [True, True, True, True] and whole.tolist() == [
+        False,
+        False,
+        False,
+        True,
+    ]
 
 
-@pytest.mark.parametrize("text", ["sin sin x1", "cos add c tanh x1", "exp exp exp x1", "add x1 add square x1 add cube x1 add exp x1 log x1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sin sin x1",
+        "cos add c tanh x1",
+        "exp exp exp x1",
+        "add x1 add square x1 add cube x1 add exp x1 log x1",
+    ],
+)
 def test_deep_nesting_and_more_terms_than_coefficients_are_not_drawn(text: str) -> None:
     assert not is_canonical(skeleton_rows([text]))[1].any()
 
 
 def test_the_signature_does_not_see_coefficients_order_and_spelling() -> None:
-    pairs = [("x**2 + x", "3*x - 2*x**2 + 7"), ("sin(x)/x", "-4*sin(x)*inv(x)"), ("exp(2*x)", "square(exp(x)) - 1"), ("x + sqrt(x)", "0.1*sqrt(x) - x")]
+    pairs = [
+        ("x**2 + x", "3*x - 2*x**2 + 7"),
+        ("sin(x)/x", "-4*sin(x)*inv(x)"),
+        ("exp(2*x)", "square(exp(x)) - 1"),
+        ("x + sqrt(x)", "0.1*sqrt(x) - x"),
+    ]
     found = [np.asarray(signature(*_arrays(list(pair)))) for pair in pairs]
     assert all((w[0] == w[1]).all() for w in found)
     assert len(np.unique(np.stack([w[0] for w in found]), axis=0)) == len(pairs)
@@ -165,7 +230,9 @@ def _arrays(texts: list[str]) -> tuple[jax.Array, jax.Array]:
 
 def test_the_list_of_short_formulas_is_canonical_and_without_duplicates() -> None:
     text = resources.files("refinemath").joinpath("short_formulas.txt").read_text(encoding="utf-8")
-    tokens, _ = encode([parse_prefix(line) for line in text.splitlines() if not line.startswith("#")])
+    tokens, _ = encode(
+        [parse_prefix(line) for line in text.splitlines() if not line.startswith("#")]
+    )
     rows = jnp.asarray(np.where(is_constant(tokens), CONSTANT, tokens))
     assert np.count_nonzero(tokens, axis=1).max() == 5 and np.asarray(is_canonical(rows)[1]).all()
     assert len(np.unique(np.asarray(signature(rows)), axis=0)) == len(tokens)
@@ -184,24 +251,35 @@ def test_valid_draws_are_finite_and_fill_the_batch(examples: Examples) -> None:
     assert not examples.y[~examples.mask].any() and not examples.x[:, 0][~examples.mask].any()
 
 
-def test_lengths_are_drawn_evenly_and_never_one_that_the_bank_lacks(bank: Bank) -> None:
+def test_lengths_are_drawn_evenly_and_never_one_that_the_bank_lacks(bank: SkeletonTable) -> None:
     weights = np.asarray(length_weights(bank))
     have = np.diff(np.asarray(bank.start)) > 0
     assert not weights[~have].any() and (weights[3:14] == 1.0).all() and (weights[14:] == 0.5).all()
-    assert length_weights(bank, {4: 2.0, 1: 1.0}).tolist() == [2.0 if n == 4 else 0.0 for n in range(SLOTS + 1)]
+    assert length_weights(bank, {4: 2.0, 1: 1.0}).tolist() == [
+        2.0 if n == 4 else 0.0 for n in range(SLOTS + 1)
+    ]
 
 
-def test_the_points_are_those_of_the_formula_plus_noise_of_at_most_five_percent(examples: Examples) -> None:
+def test_the_points_are_those_of_the_formula_plus_noise_of_at_most_five_percent(
+    examples: Examples,
+) -> None:
     share = []
     for i in np.flatnonzero(examples.weight > 0)[:200]:
         terms = split_terms(decode(examples.tokens[i], examples.values[i].astype(np.float64)))
-        x, y = examples.x[i][:, examples.mask[i]].astype(np.float64), examples.y[i][examples.mask[i]]
-        clean = examples.offset[i] + sum(a * t.evaluate(x) for a, t in zip(examples.coefficient[i], terms, strict=False))
+        x, y = (
+            examples.x[i][:, examples.mask[i]].astype(np.float64),
+            examples.y[i][examples.mask[i]],
+        )
+        clean = examples.offset[i] + sum(
+            a * t.evaluate(x) for a, t in zip(examples.coefficient[i], terms, strict=False)
+        )
         share.append(np.std(y - clean) / np.std(clean))
     noise = np.array(share)
     clean_share = np.mean(noise < 4e-4)
     assert 0.4 < clean_share < 0.6
-    assert np.quantile(noise, 0.95) < 0.05 * 1.6  # beyond it, formulas such as cos(1/x^5) whose values float32 does not know
+    assert (
+        np.quantile(noise, 0.95) < 0.05 * 1.6
+    )  # beyond it, formulas such as cos(1/x^5) whose values float32 does not know
     assert 0.004 < np.median(noise[noise >= 4e-4]) < 0.014  # log-uniform from 0.001 to 0.05
 
 
@@ -225,7 +303,9 @@ def test_constants_are_as_documented() -> None:
     assert np.abs(power).max() <= 3 and np.abs(power).min() >= 0.1 * (1 - 1e-6)
 
 
-def test_the_key_makes_the_draw(draw: Draw, bank: Bank, exclusions: tuple[np.ndarray, jax.Array], examples: Examples) -> None:
+def test_the_key_makes_the_draw(
+    draw: Draw, bank: SkeletonTable, exclusions: tuple[np.ndarray, jax.Array], examples: Examples
+) -> None:
     again = draw(KEY, bank, length_weights(bank), exclusions[1])
     other = draw(jax.random.key(1), bank, length_weights(bank), exclusions[1])
     jax.tree.map(np.testing.assert_array_equal, again, examples)
@@ -241,16 +321,30 @@ def rows(name: str) -> list[dict[str, str]]:
 
 def test_the_benchmark_list_is_the_published_one() -> None:
     text = (DATA / "suites.csv").read_text(encoding="utf-8").replace("\r\n", "\n")
-    assert hashlib.sha256(text.encode()).hexdigest() == "8bd8cc33d2e6acad9c52350d9699e98c1c6dcee9f45c3f3a0a306fce0dabcfce"
+    assert (
+        hashlib.sha256(text.encode()).hexdigest()
+        == "8bd8cc33d2e6acad9c52350d9699e98c1c6dcee9f45c3f3a0a306fce0dabcfce"
+    )
     listed = rows("suites.csv")
     assert len(listed) == 46 and sum(r["n_vars"] == "1" for r in listed) == 26
-    assert sorted({r["suite"] for r in listed}) == ["Constant", "Jin", "Keijzer", "Koza", "Nguyen", "R"]
+    assert sorted({r["suite"] for r in listed}) == [
+        "Constant",
+        "Jin",
+        "Keijzer",
+        "Koza",
+        "Nguyen",
+        "R",
+    ]
 
 
-def test_the_list_of_excluded_formulas_holds_every_benchmark_law_and_held_out_formula(tmp_path: Path) -> None:
+def test_the_list_of_excluded_formulas_holds_every_benchmark_law_and_held_out_formula(
+    tmp_path: Path,
+) -> None:
     write_excluded(DATA, tmp_path / "excluded.txt")
     packaged = resources.files("refinemath").joinpath("excluded.txt").read_text(encoding="utf-8")
-    assert set((tmp_path / "excluded.txt").read_text(encoding="utf-8").splitlines()) <= set(packaged.splitlines())
+    assert set((tmp_path / "excluded.txt").read_text(encoding="utf-8").splitlines()) <= set(
+        packaged.splitlines()
+    )
     origins = [origin for origin, _ in read_excluded()]
     names = [row["name"] for name in ("suites.csv", "heldout.csv") for row in rows(name)]
     assert set(names) <= set(origins) and sum(o.startswith("heldout") for o in origins) == 300
@@ -258,32 +352,44 @@ def test_the_list_of_excluded_formulas_holds_every_benchmark_law_and_held_out_fo
 
 
 @pytest.fixture(scope="module")
-def two_banks(exclusions: tuple[np.ndarray, jax.Array]) -> tuple[Bank, Bank]:
+def two_banks(exclusions: tuple[np.ndarray, jax.Array]) -> tuple[SkeletonTable, SkeletonTable]:
     """The bank that the held-out formulas came from, as it was and as it is with the exclusions."""
-    return make_bank(400, seed=HELDOUT_SEED), make_bank(400, seed=HELDOUT_SEED, excluded=exclusions[0])
+    return build_table(400, seed=HELDOUT_SEED), build_table(
+        400, seed=HELDOUT_SEED, excluded=exclusions[0]
+    )
 
 
-def test_no_excluded_signature_is_in_the_bank(two_banks: tuple[Bank, Bank], exclusions: tuple[np.ndarray, jax.Array]) -> None:
+def test_no_excluded_signature_is_in_the_bank(
+    two_banks: tuple[SkeletonTable, SkeletonTable], exclusions: tuple[np.ndarray, jax.Array]
+) -> None:
     out = set(map(tuple, exclusions[0].tolist()))
     everything, without = (set(map(tuple, words(b).tolist())) for b in two_banks)
     assert len(everything & out) >= 100  # the test has teeth: without the exclusions they come up
     assert not without & out
 
 
-def test_no_excluded_skeleton_is_in_the_bank(two_banks: tuple[Bank, Bank], excluded: list[Formula]) -> None:
-    """By form, without signatures: the additive terms of the bank's formulas against those of the listed ones."""
+def test_no_excluded_skeleton_is_in_the_bank(
+    two_banks: tuple[SkeletonTable, SkeletonTable], excluded: list[Formula]
+) -> None:
+    """By form, without signatures: the additive terms of the bank's formulas against those of the
+    listed ones.
+    """
     out = {shape(e) for e in excluded} - {()}
-    everything, without = ({shape(decode(t.astype(np.int32))) for t in np.asarray(b.tokens)} for b in two_banks)
+    everything, without = (
+        {shape(decode(t.astype(np.int32))) for t in np.asarray(b.tokens)} for b in two_banks
+    )
     assert len(everything & out) >= 100
     assert not without & out
 
 
-def poisoned(like: Bank, excluded: list[Formula]) -> Bank:
+def poisoned(like: SkeletonTable, excluded: list[Formula]) -> SkeletonTable:
     """A bank of nothing but excluded skeletons, in arrays of the same shapes as `like`."""
     rows = {}
     for e in excluded:
         terms = [t for t in split_terms(e) if t.skeleton() != ("c",)]
-        stripped = [Formula(t.parts[2:] if t.skeleton()[:2] == ("mul", "c") else t.parts) for t in terms]
+        stripped = [
+            Formula(t.parts[2:] if t.skeleton()[:2] == ("mul", "c") else t.parts) for t in terms
+        ]
         if 0 < len(stripped) <= TERMS:
             whole = reduce(lambda a, b: Formula(("add", *b.parts, *a.parts)), stripped[::-1])
             if len(whole) <= SLOTS:
@@ -294,19 +400,30 @@ def poisoned(like: Bank, excluded: list[Formula]) -> Bank:
     full = np.zeros(like.tokens.shape, np.uint8)
     full[: len(tokens)] = tokens
     start = np.searchsorted(length, np.arange(SLOTS + 2))
-    return Bank(jnp.asarray(full), jnp.asarray(start, jnp.int32))
+    return SkeletonTable(jnp.asarray(full), jnp.asarray(start, jnp.int32))
 
 
 def leaked(e: Examples, excluded: list[Formula]) -> np.ndarray:
-    """Indices of valid examples that equal an excluded function up to scale and offset, in float64, on every one of four ranges."""
-    grids = [np.linspace(low, high, 60)[None] for low, high in ((-4, -1.5), (-1.5, -0.1), (0.1, 1.5), (1.5, 4))]
+    """Indices of valid examples that equal an excluded function up to scale and offset, in float64,
+    on every one of four ranges.
+    """
+    grids = [
+        np.linspace(low, high, 60)[None]
+        for low, high in ((-4, -1.5), (-1.5, -0.1), (0.1, 1.5), (1.5, 4))
+    ]
     listed = [np.stack([_unit(f.evaluate(x)) for f in excluded]) for x in grids]
     found = []
     for i in np.flatnonzero(np.asarray(e.weight) > 0):
         terms = split_terms(decode(np.asarray(e.tokens[i]), np.asarray(e.values[i], np.float64)))
         factors = np.asarray(e.coefficient[i], np.float64)
-        own = [_unit(sum(a * t.evaluate(x) for a, t in zip(factors, terms, strict=False))) for x in grids]
-        same = [np.abs(rows @ y) > 1 - 1e-10 if y.any() else ~rows.any(1) for rows, y in zip(listed, own, strict=True)]
+        own = [
+            _unit(sum(a * t.evaluate(x) for a, t in zip(factors, terms, strict=False)))
+            for x in grids
+        ]
+        same = [
+            np.abs(rows @ y) > 1 - 1e-10 if y.any() else ~rows.any(1)
+            for rows, y in zip(listed, own, strict=True)
+        ]
         if any(y.any() for y in own) and np.all(same, axis=0).any():
             found.append(i)
     return np.array(found)
@@ -321,7 +438,12 @@ def _unit(y: np.ndarray) -> np.ndarray:
     return y / np.linalg.norm(y)
 
 
-def test_an_excluded_formula_put_into_the_bank_is_masked(draw: Draw, bank: Bank, exclusions: tuple[np.ndarray, jax.Array], excluded: list[Formula]) -> None:
+def test_an_excluded_formula_put_into_the_bank_is_masked(
+    draw: Draw,
+    bank: SkeletonTable,
+    exclusions: tuple[np.ndarray, jax.Array],
+    excluded: list[Formula],
+) -> None:
     bad = poisoned(bank, excluded)
     weights = length_weights(bad)
     assert int(bad.start[-1]) > 250
@@ -332,12 +454,23 @@ def test_an_excluded_formula_put_into_the_bank_is_masked(draw: Draw, bank: Bank,
     assert len(leaked(guarded, excluded)) == 0
 
 
-@pytest.mark.parametrize("text", ["sqrt log x1", "exp cube x1", "exp mul c x1", "add x1 add square x1 cube x1"])
-def test_one_excluded_formula_alone(text: str, draw: Draw, bank: Bank, exclusions: tuple[np.ndarray, jax.Array], excluded: list[Formula]) -> None:
+@pytest.mark.parametrize(
+    "text", ["sqrt log x1", "exp cube x1", "exp mul c x1", "add x1 add square x1 cube x1"]
+)
+def test_one_excluded_formula_alone(
+    text: str,
+    draw: Draw,
+    bank: SkeletonTable,
+    exclusions: tuple[np.ndarray, jax.Array],
+    excluded: list[Formula],
+) -> None:
     """Also one that is undefined on a part of the probe points."""
     row = np.asarray(skeleton_rows([text]))
     length = np.count_nonzero(row)
-    alone = Bank(jnp.zeros_like(bank.tokens).at[0].set(jnp.asarray(row[0], jnp.uint8)), jnp.asarray(np.arange(SLOTS + 2) > length, jnp.int32))
+    alone = SkeletonTable(
+        jnp.zeros_like(bank.tokens).at[0].set(jnp.asarray(row[0], jnp.uint8)),
+        jnp.asarray(np.arange(SLOTS + 2) > length, jnp.int32),
+    )
     e = draw(KEY, alone, length_weights(alone), exclusions[1])
     if len(row[0][is_constant(row[0])]) == 0 and length < 5:
         assert not np.asarray(e.weight).any()
@@ -350,7 +483,11 @@ def test_two_variables_in_either_order_are_excluded() -> None:
     for text in ("add sin x1 sin square x2", "add sin x2 sin square x1"):
         assert tuple(np.asarray(signature(skeleton_rows([text])))[0].tolist()) in out
     tokens = skeleton_rows(["add sin x2 sin square x1"]).astype(jnp.uint8)
-    alone = Bank(tokens, jnp.asarray(np.arange(SLOTS + 2) > 6, jnp.int32))
-    e = jax.jit(lambda key: draw_examples(key, alone, 64, variables=2, weights=length_weights(alone), probes=probes))(KEY)
+    alone = SkeletonTable(tokens, jnp.asarray(np.arange(SLOTS + 2) > 6, jnp.int32))
+    e = jax.jit(
+        lambda key: draw_examples(
+            key, alone, 64, variables=2, weights=length_weights(alone), probes=probes
+        )
+    )(KEY)
     same = np.abs(np.asarray(e.coefficient)[:, 0] - np.asarray(e.coefficient)[:, 1]) < 1e-6
     assert not (np.asarray(e.weight)[same] > 0).any()

@@ -1,7 +1,9 @@
-"""Pictures of a search: fit, convergence, spectrum, and the cloud of thoughts that becomes a point.  (Chapters 0, 9)
+"""Pictures of a search: fit, convergence, spectrum, and the cloud of thoughts that becomes a point.
+(Chapters 0, 9)
 
-Every function takes a `Result` and returns a Matplotlib `Figure`; nothing touches pyplot's global state.  The colours are those of Okabe and
-Ito (2008), which colour-blind readers can tell apart.  Backgrounds are transparent and axes mid-grey, for light and dark pages alike.
+Every function takes a `Result` and returns a Matplotlib `Figure`; nothing touches pyplot's global
+state.  The colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart.
+Backgrounds are transparent and axes mid-grey, for light and dark pages alike.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.animation import FuncAnimation
@@ -17,22 +19,35 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.mathtext import MathTextParser
 
-if TYPE_CHECKING:
-    from refinemath.solve import Result
+from refinemath.result import Result
 
 OKABE_ITO = {
-    "orange": "#e69f00", "sky": "#56b4e9", "green": "#009e73", "yellow": "#f0e442",
-    "blue": "#0072b2", "vermilion": "#d55e00", "pink": "#cc79a7", "black": "#000000",
-}  # fmt: skip
-CLOUD, POINT, SETTLED, GREY = OKABE_ITO["blue"], OKABE_ITO["vermilion"], OKABE_ITO["green"], "#747474"
+    "orange": "#e69f00",
+    "sky": "#56b4e9",
+    "green": "#009e73",
+    "yellow": "#f0e442",
+    "blue": "#0072b2",
+    "vermilion": "#d55e00",
+    "pink": "#cc79a7",
+    "black": "#000000",
+}
+
+
+CLOUD, POINT, SETTLED, GREY = (
+    OKABE_ITO["blue"],
+    OKABE_ITO["vermilion"],
+    OKABE_ITO["green"],
+    "#747474",
+)
+
+
 NO_STEPS = "the data are constant, so no step was taken"
 
 
-# ---------------------------------------------------------------- what the pictures show, as numbers
-
-
 def latents(result: Result) -> np.ndarray:
-    """The sketches of all thoughts at the steps taken, (steps, thoughts, sketch); no steps for constant data."""
+    """The sketches of all thoughts at the steps taken, (steps, thoughts, sketch); no steps for
+    constant data.
+    """
     if result.outcome is None:
         return np.zeros((0, 1, 8))
     sketch = np.asarray(result.outcome.trace.latent, np.float64)
@@ -40,7 +55,8 @@ def latents(result: Result) -> np.ndarray:
 
 
 def spread(result: Result) -> np.ndarray:
-    """The size of the cloud at every step: the distance of the thoughts from their mean, relative to their own size (both root mean square).
+    """The size of the cloud at every step: the distance of the thoughts from their mean, relative
+    to their own size (both root mean square).
 
     0 when all thoughts are the same, 1 when they have nothing in common.  Chapter 9.
     """
@@ -50,15 +66,19 @@ def spread(result: Result) -> np.ndarray:
 
 
 def plane(result: Result) -> np.ndarray:
-    """The thoughts in the plane of their two main directions, (steps, thoughts, 2), around the mean of the last step.  Chapter 9.
+    """The thoughts in the plane of their two main directions, (steps, thoughts, 2), around the mean
+    of the last step.  Chapter 9.
 
-    The directions come from a principal component analysis of all steps together, so that one frame serves every picture.
+    The directions come from a principal component analysis of all steps together, so that one frame
+    serves every picture.
     """
     z = latents(result)
     if not len(z):
         return np.zeros((0, z.shape[1], 2))
     centred = z - z[-1].mean(axis=0)
-    _, _, directions = np.linalg.svd(centred.reshape(-1, z.shape[-1]) - centred.mean(axis=(0, 1)), full_matrices=False)
+    _, _, directions = np.linalg.svd(
+        centred.reshape(-1, z.shape[-1]) - centred.mean(axis=(0, 1)), full_matrices=False
+    )
     return centred @ directions[:2].T
 
 
@@ -69,28 +89,41 @@ def moving(result: Result) -> np.ndarray:
 
 
 def search_length(result: Result) -> int:
-    """How many of the steps were search steps, in which candidates may change; the others let the thoughts settle.  Chapter 7."""
-    return 0 if result.outcome is None else int(result.outcome.searched)
+    """How many of the steps were search steps, in which candidates may change; the others let the
+    thoughts settle.  Chapter 7.
+    """
+    return 0 if result.outcome is None else int(result.outcome.steps)
 
 
 def spectrum(result: Result) -> np.ndarray:
-    """The singular values of the first thought at the steps taken, largest first, (steps, slots).  Chapter 5."""
+    """The singular values of the first thought at the steps taken, largest first, (steps, slots).
+    Chapter 5.
+    """
     if result.outcome is None:
         return np.zeros((0, 1))
     gram = np.asarray(result.outcome.trace.gram, np.float64)
     gram = gram[np.isfinite(gram).all(axis=(1, 2))]
-    return np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[:, ::-1], 0.0)) if len(gram) else np.zeros((0, gram.shape[1]))
+    return (
+        np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[:, ::-1], 0.0))
+        if len(gram)
+        else np.zeros((0, gram.shape[1]))
+    )
 
 
 def _middle(values: np.ndarray) -> np.ndarray:
     """The median of each row without its NaNs; NaN for a row of NaNs."""
-    return np.array([np.median(row[np.isfinite(row)]) if np.isfinite(row).any() else np.nan for row in values])
+    return np.array(
+        [np.median(row[np.isfinite(row)]) if np.isfinite(row).any() else np.nan for row in values]
+    )
 
 
 def describe(result: Result) -> str:
     """The pictures in words, for alt text and for readers who cannot see them."""
     points, variables = result.x.shape
-    text = [f"{points} points in {variables} variable{'s' if variables > 1 else ''}, fitted by y = {result.sympy()}."]
+    text = [
+        f"{points} points in {variables} variable{'s' if variables > 1 else ''}, fitted by y = "
+        f"{result.sympy()}."
+    ]
     text.append(f"Unexplained share of the variance: {result.fvu:.1e}.")
     middle = _middle(moving(result))
     seen = middle[np.isfinite(middle)]
@@ -99,13 +132,16 @@ def describe(result: Result) -> str:
         text.append(f"{result.velocity.shape[1]} thoughts took {result.iterations} steps.")
         text.append(f"Their median relative velocity went from {seen[0]:.1e} to {seen[-1]:.1e}.")
         text.append(f"The cloud of thoughts went from size {size[0]:.2g} to {size[-1]:.2g}.")
-        text.append("The thoughts settled." if result.converged else "The thoughts had not settled when the steps ran out.")
+        text.append(
+            "The thoughts settled."
+            if result.converged
+            else "The thoughts had not settled when the steps ran out."
+        )
     else:
-        text.append(f"No step is shown: {NO_STEPS}." if result.outcome is None else "No thought moved.")
+        text.append(
+            f"No step is shown: {NO_STEPS}." if result.outcome is None else "No thought moved."
+        )
     return " ".join(text)
-
-
-# ---------------------------------------------------------------- still pictures
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -136,7 +172,9 @@ def _says(axes: Axes, words: str) -> None:
 
 
 def formula_title(result: Result, most: int = 160) -> str:
-    """The formula as Matplotlib can draw it: its LaTeX, or plain text where that is too long or beyond Matplotlib."""
+    """The formula as Matplotlib can draw it: its LaTeX, or plain text where that is too long or
+    beyond Matplotlib.
+    """
     latex = f"$y = {result.latex}$".replace(r"\frac", r"\dfrac")
     try:
         MathTextParser("path").parse(latex)
@@ -157,7 +195,8 @@ def _draw_fit(axes: Axes, result: Result) -> None:
 
 
 def plot_fit(result: Result) -> Figure:
-    """Data and formula above, residuals below; for several variables, predicted against observed y and the residuals beside it.
+    """Data and formula above, residuals below; for several variables, predicted against observed y
+    and the residuals beside it.
 
     Two axes.  A break in the curve means that the formula is undefined there.
     """
@@ -183,13 +222,19 @@ def plot_fit(result: Result) -> Figure:
 
 
 def plot_velocity(result: Result, threshold: float = 1e-5) -> Figure:
-    """The convergence metric: relative velocity of every thought (thin) and their median (thick) over the steps, on a log scale.
+    """The convergence metric: relative velocity of every thought (thin) and their median (thick)
+    over the steps, on a log scale.
 
     Shaded: where the search ends and settling begins.  One axis.
     """
     figure = _figure(6.4, 3.8)
     axes = figure.subplots()
-    _tidy(axes, x="step t", y="relative velocity of the latent (no unit)", title="How fast do the thoughts still move?")
+    _tidy(
+        axes,
+        x="step t",
+        y="relative velocity of the latent (no unit)",
+        title="How fast do the thoughts still move?",
+    )
     v = moving(result)
     if not np.isfinite(v).any():
         _says(axes, NO_STEPS if result.outcome is None else "no thought moved")
@@ -203,9 +248,21 @@ def plot_velocity(result: Result, threshold: float = 1e-5) -> Figure:
     searched = search_length(result)
     axes.axvspan(0.5, searched + 0.5, color=OKABE_ITO["orange"], alpha=0.12, lw=0)
     axes.axvspan(searched + 0.5, len(v) + 0.5, color=SETTLED, alpha=0.12, lw=0)
-    for left, right, word in ((0.5, searched + 0.5, "search"), (searched + 0.5, len(v) + 0.5, "settle")):
+    for left, right, word in (
+        (0.5, searched + 0.5, "search"),
+        (searched + 0.5, len(v) + 0.5, "settle"),
+    ):
         if right - left > 0.08 * len(v):
-            axes.text((left + right) / 2, 0.02, word, color=GREY, ha="center", va="bottom", fontsize="small", transform=axes.get_xaxis_transform())
+            axes.text(
+                (left + right) / 2,
+                0.02,
+                word,
+                color=GREY,
+                ha="center",
+                va="bottom",
+                fontsize="small",
+                transform=axes.get_xaxis_transform(),
+            )
     axes.set_xlim(0.5, len(v) + 0.5)
     axes.set_ylim(min(threshold, float(np.nanmin(v))) / 10, 2 * float(np.nanmax(v)))
     _legend(axes, loc="best")
@@ -213,12 +270,19 @@ def plot_velocity(result: Result, threshold: float = 1e-5) -> Figure:
 
 
 def plot_spectrum(result: Result) -> Figure:
-    """All singular values of the first thought over the steps; 1 everywhere means that its slots stay orthonormal.  One axis."""
+    """All singular values of the first thought over the steps; 1 everywhere means that its slots
+    stay orthonormal.  One axis.
+    """
     figure = _figure(6.4, 3.6)
     axes = figure.subplots()
     values = spectrum(result)
     off = f"largest distance from 1: {np.max(np.abs(values - 1)):.0e}" if len(values) else ""
-    _tidy(axes, x="step t", y="singular value of Z (no unit)", title=f"Does the thought keep its rank?  {off}".strip())
+    _tidy(
+        axes,
+        x="step t",
+        y="singular value of Z (no unit)",
+        title=f"Does the thought keep its rank?  {off}".strip(),
+    )
     if not len(values):
         _says(axes, NO_STEPS)
         return figure
@@ -233,9 +297,11 @@ def plot_spectrum(result: Result) -> Figure:
 
 
 def plot_cloud(result: Result, steps: Sequence[int] | None = None) -> Figure:
-    """The K thoughts in the plane at several steps, counted from 1, in one frame: a cloud that becomes a point, or does not.
+    """The K thoughts in the plane at several steps, counted from 1, in one frame: a cloud that
+    becomes a point, or does not.
 
-    One axis a step; without `steps`, four of them from the first to the last.  The orange dot is the mean of the last step.
+    One axis a step; without `steps`, four of them from the first to the last.  The orange dot is
+    the mean of the last step.
     """
     at, size = plane(result), spread(result)
     last = len(at)
@@ -245,9 +311,15 @@ def plot_cloud(result: Result, steps: Sequence[int] | None = None) -> Figure:
         _tidy(axes)
         _says(axes, NO_STEPS)
         return figure
-    chosen = np.unique(np.round(np.geomspace(1, last, 4)).astype(int)).tolist() if steps is None else list(steps)
+    chosen = (
+        np.unique(np.round(np.geomspace(1, last, 4)).astype(int)).tolist()
+        if steps is None
+        else list(steps)
+    )
     if not chosen or min(chosen) < 1 or max(chosen) > last:
-        raise ValueError(f"steps is {chosen}; they must lie between 1 and {last}, the last step taken")
+        raise ValueError(
+            f"steps is {chosen}; they must lie between 1 and {last}, the last step taken"
+        )
     figure = _figure(2.3 * len(chosen) + 0.4, 2.8)
     panels = figure.subplots(1, len(chosen), sharex=True, sharey=True, squeeze=False)[0]
     for axes, step in zip(panels, chosen, strict=True):
@@ -271,13 +343,20 @@ def _frame(axes: Axes, at: np.ndarray) -> None:
 
 
 def plot_hero(result: Result) -> Figure:
-    """One picture of the whole idea, for a front page: the points, the paths of the thoughts, the formula.  Three axes; one variable."""
+    """One picture of the whole idea, for a front page: the points, the paths of the thoughts, the
+    formula.  Three axes; one variable.
+    """
     figure = _figure(11.0, 3.4)
     left, middle, right = figure.subplots(1, 3)
     left.scatter(result.x[:, 0], result.y, s=22, color=CLOUD)
     _tidy(left, x="x", y="y", title="points in")
     at = plane(result)
-    _tidy(middle, x="first direction", y="second direction", title=f"{at.shape[1]} thoughts, {len(at)} steps")
+    _tidy(
+        middle,
+        x="first direction",
+        y="second direction",
+        title=f"{at.shape[1]} thoughts, {len(at)} steps",
+    )
     if len(at):
         for k in range(at.shape[1]):
             middle.plot(*at[:, k].T, color=CLOUD, lw=0.7, alpha=0.5)
@@ -288,11 +367,10 @@ def plot_hero(result: Result) -> Figure:
     return figure
 
 
-# ---------------------------------------------------------------- pictures that move
-
-
 def animate_cloud(result: Result, *, interval: int = 250) -> FuncAnimation:
-    """The cloud of thoughts step by step, `interval` milliseconds each; save it with `.save("cloud.gif", writer="pillow")`."""
+    """The cloud of thoughts step by step, `interval` milliseconds each; save it with
+    `.save("cloud.gif", writer="pillow")`.
+    """
     at, size = plane(result), spread(result)
     if not len(at):
         raise ValueError(f"there is nothing to animate: {NO_STEPS}")
@@ -308,7 +386,9 @@ def animate_cloud(result: Result, *, interval: int = 250) -> FuncAnimation:
         dots.set_offsets(at[t])
         for k, path in enumerate(paths):
             path.set_data(at[: t + 1, k, 0], at[: t + 1, k, 1])
-        axes.set_title(f"step {t + 1} of {len(at)}, size {size[t]:.2g}", color=GREY, fontsize="medium")
+        axes.set_title(
+            f"step {t + 1} of {len(at)}, size {size[t]:.2g}", color=GREY, fontsize="medium"
+        )
         return [dots, *paths]
 
     return FuncAnimation(figure, draw, frames=len(at), interval=interval)
@@ -320,7 +400,8 @@ _PAGE = """<div class="interactive" id="{name}">
 <g fill="var(--rm-cloud, {cloud})" opacity="0.85" class="dots">{dots}</g>
 <circle cx="{goal[0]:g}" cy="{goal[1]:g}" r="3" fill="var(--rm-point, {point})"/>
 </svg>
-<p><label>Step <input type="range" min="1" max="{last}" value="1" aria-label="Step of the search"></label>
+<p><label>Step
+<input type="range" min="1" max="{last}" value="1" aria-label="Step of the search"></label>
 <output>{words}</output></p>
 </div>
 <script>
@@ -329,7 +410,10 @@ _PAGE = """<div class="interactive" id="{name}">
   const dots = figure.querySelectorAll(".dots circle");
   figure.querySelector("input").addEventListener("input", (event) => {{
     const t = Number(event.target.value) - 1;
-    dots.forEach((dot, k) => {{ dot.setAttribute("cx", at[t][k][0]); dot.setAttribute("cy", at[t][k][1]); }});
+    dots.forEach((dot, k) => {{
+      dot.setAttribute("cx", at[t][k][0]);
+      dot.setAttribute("cy", at[t][k][1]);
+    }});
     figure.querySelector("output").textContent = words[t];
   }});
 }})();
@@ -337,9 +421,11 @@ _PAGE = """<div class="interactive" id="{name}">
 
 
 def cloud_html(result: Result, *, name: str = "cloud") -> str:
-    """The cloud with a slider over the steps, as one piece of HTML: an SVG, a few lines of script, nothing from the network.
+    """The cloud with a slider over the steps, as one piece of HTML: an SVG, a few lines of script,
+    nothing from the network.
 
-    Without the script it still shows where every thought starts and the path it takes.  `name` becomes the id and must be unique on a page.
+    Without the script it still shows where every thought starts and the path it takes.  `name`
+    becomes the id and must be unique on a page.
     """
     at, size, middle = plane(result), spread(result), _middle(moving(result))
     if not len(at):
@@ -349,9 +435,24 @@ def cloud_html(result: Result, *, name: str = "cloud") -> str:
     places = np.round((at - (low + high) / 2) * factor, 1) * (1.0, -1.0) + 0.0
     goal = np.round(-(low + high) / 2 * factor, 1) * (1.0, -1.0) + 0.0
     speed = ["0" if np.isnan(v) else f"{v:.1e}" for v in middle]
-    words = [f"step {t + 1} of {len(at)}: size of the cloud {size[t]:.2g}, median velocity {speed[t]}" for t in range(len(at))]
+    words = [
+        f"step {t + 1} of {len(at)}: size of the cloud {size[t]:.2g}, median velocity {speed[t]}"
+        for t in range(len(at))
+    ]
     return _PAGE.format(
-        name=escape(name), name_json=json.dumps(name), alt=escape(describe(result)), cloud=CLOUD, point=POINT, goal=goal, last=len(at), words=escape(words[0]),
-        paths="".join(f'<polyline points="{" ".join(f"{a:g},{b:g}" for a, b in places[:, k])}"/>' for k in range(at.shape[1])),
-        dots="".join(f'<circle cx="{a:g}" cy="{b:g}" r="2.2"/>' for a, b in places[0]), at=json.dumps(places.tolist()), all_words=json.dumps(words),
-    )  # fmt: skip
+        name=escape(name),
+        name_json=json.dumps(name),
+        alt=escape(describe(result)),
+        cloud=CLOUD,
+        point=POINT,
+        goal=goal,
+        last=len(at),
+        words=escape(words[0]),
+        paths="".join(
+            f'<polyline points="{" ".join(f"{a:g},{b:g}" for a, b in places[:, k])}"/>'
+            for k in range(at.shape[1])
+        ),
+        dots="".join(f'<circle cx="{a:g}" cy="{b:g}" r="2.2"/>' for a, b in places[0]),
+        at=json.dumps(places.tolist()),
+        all_words=json.dumps(words),
+    )

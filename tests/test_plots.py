@@ -1,4 +1,6 @@
-"""The pictures: the right axes and lines, no warning on NaN rows, nothing broken by constant data."""
+"""The pictures: the right axes and lines, no warning on NaN rows, nothing broken by constant
+data.
+"""
 
 import re
 
@@ -6,16 +8,26 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from refinemath import vis
-from refinemath.language import parse
-from refinemath.search import Outcome, Pool, Trace
-from refinemath.solve import Attempt, Result, latex_of
+from refinemath import plots
+from refinemath.answer.symbolic import latex_of
+from refinemath.loop import SearchOutput, Trace
+from refinemath.pool import Pool
+from refinemath.result import FrontEntry, Result
+from refinemath.text import parse
 
 STEPS, TAKEN, THOUGHTS, SLOTS = 12, 9, 5, 4
 
 
-def fake(formula: str = "sin(x)/(1 + x**2)", *, taken: int = TAKEN, steps: int = STEPS, variables: int = 1) -> Result:
-    """A result as `solve` makes it, with thoughts that contract to one place and halt one after the other."""
+def fake(
+    formula: str = "sin(x)/(1 + x**2)",
+    *,
+    taken: int = TAKEN,
+    steps: int = STEPS,
+    variables: int = 1,
+) -> Result:
+    """A result as `solve` makes it, with thoughts that contract to one place and halt one after the
+    other.
+    """
     rng = np.random.default_rng(0)
     shrink = 0.5 ** np.arange(steps)
     latent = 1.0 + shrink[:, None, None] * rng.normal(size=(1, THOUGHTS, 8))
@@ -27,32 +39,61 @@ def fake(formula: str = "sin(x)/(1 + x**2)", *, taken: int = TAKEN, steps: int =
         array[taken:] = np.nan
     trace = Trace(velocity=velocity, fvu=fvu, gram=gram, latent=latent)
     pool = Pool(*(np.zeros(1) for _ in Pool._fields))
-    outcome = Outcome(pool=pool, z=np.zeros((THOUGHTS, SLOTS, 8)), trace=trace, steps=np.array(taken), found_at=np.array(2), converged=np.array(False),
-                      searched=np.array(4))  # fmt: skip
+    outcome = SearchOutput(
+        pool=pool,
+        z=np.zeros((THOUGHTS, SLOTS, 8)),
+        trace=trace,
+        steps=np.array(taken),
+        found_at=np.array(2),
+        converged=np.array(False),
+        searched=np.array(4),
+    )
     x = np.stack([np.linspace(-2, 2, 20)] * variables, axis=1)
     law = parse(formula)
     return Result(
-        latex=latex_of(law), iterations=taken, formula=law, fvu=1e-12, converged=False, exact=False, found=True, candidates=(Attempt(7, 1e-12, formula),),
-        velocity=velocity[:taken], outcome=outcome, x=x, y=law.evaluate(x.T),
-    )  # fmt: skip
+        latex=latex_of(law),
+        iterations=taken,
+        formula=law,
+        fvu=1e-12,
+        converged=False,
+        exact=False,
+        found=True,
+        candidates=(FrontEntry(7, 1e-12, formula),),
+        velocity=velocity[:taken],
+        outcome=outcome,
+        x=x,
+        y=law.evaluate(x.T),
+    )
 
 
 def constant() -> Result:
     law = parse("2.5")
     x = np.linspace(0, 1, 6)[:, None]
     return Result(
-        latex="2.5", iterations=0, formula=law, fvu=0.0, converged=True, exact=True, found=True, candidates=(),
-        velocity=np.zeros((0, 1)), outcome=None, x=x, y=np.full(6, 2.5),
-    )  # fmt: skip
+        latex="2.5",
+        iterations=0,
+        formula=law,
+        fvu=0.0,
+        converged=True,
+        exact=True,
+        found=True,
+        candidates=(),
+        velocity=np.zeros((0, 1)),
+        outcome=None,
+        x=x,
+        y=np.full(6, 2.5),
+    )
 
 
 def draw(figure: Figure) -> None:
-    """Lay the figure out in full, so that a title that Matplotlib cannot draw, or a warning, shows."""
+    """Lay the figure out in full, so that a title that Matplotlib cannot draw, or a warning,
+    shows.
+    """
     figure.draw_without_rendering()
 
 
 def test_the_fit_shows_data_curve_and_residuals() -> None:
-    figure = vis.plot_fit(fake())
+    figure = plots.plot_fit(fake())
     top, bottom = figure.axes
     assert len(top.lines) == 1 and len(top.collections) == 1
     assert len(top.collections[0].get_offsets()) == len(bottom.collections[0].get_offsets()) == 20
@@ -62,14 +103,18 @@ def test_the_fit_shows_data_curve_and_residuals() -> None:
 
 
 def test_the_fit_of_two_variables_compares_predicted_with_observed() -> None:
-    figure = vis.plot_fit(fake("x1*x2 + x2", variables=2))
+    figure = plots.plot_fit(fake("x1*x2 + x2", variables=2))
     left, right = figure.axes
-    assert "predicted" in left.get_xlabel() and "observed" in left.get_ylabel() and "residual" in right.get_ylabel()
+    assert (
+        "predicted" in left.get_xlabel()
+        and "observed" in left.get_ylabel()
+        and "residual" in right.get_ylabel()
+    )
     draw(figure)
 
 
 def test_velocity_has_a_line_a_thought_a_median_and_the_threshold() -> None:
-    figure = vis.plot_velocity(fake(), 1e-4)
+    figure = plots.plot_velocity(fake(), 1e-4)
     (axes,) = figure.axes
     drawn = [line for line in axes.lines if len(line.get_xdata())]
     assert len(drawn) == THOUGHTS + 2 and axes.get_yscale() == "log"
@@ -79,14 +124,14 @@ def test_velocity_has_a_line_a_thought_a_median_and_the_threshold() -> None:
 
 
 def test_the_phases_are_those_of_the_loop() -> None:
-    assert vis.search_length(fake()) == 4 and vis.search_length(constant()) == 0
+    assert plots.search_length(fake()) == 4 and plots.search_length(constant()) == 0
 
 
 def test_the_spectrum_has_a_line_a_slot() -> None:
-    figure = vis.plot_spectrum(fake())
+    figure = plots.plot_spectrum(fake())
     (axes,) = figure.axes
     assert len([line for line in axes.lines if len(line.get_xdata()) == TAKEN]) == SLOTS
-    np.testing.assert_allclose(vis.spectrum(fake()), 1.0)
+    np.testing.assert_allclose(plots.spectrum(fake()), 1.0)
     draw(figure)
 
 
@@ -95,14 +140,16 @@ def test_singular_values_are_those_of_the_thought() -> None:
     z = rng.normal(size=(STEPS, SLOTS, 30))
     result = fake(taken=STEPS)
     assert result.outcome is not None
-    outcome = result.outcome._replace(trace=result.outcome.trace._replace(gram=z @ z.swapaxes(1, 2)))
-    found = vis.spectrum(Result(**{**vars(result), "outcome": outcome}))
+    outcome = result.outcome._replace(
+        trace=result.outcome.trace._replace(gram=z @ z.swapaxes(1, 2))
+    )
+    found = plots.spectrum(Result(**{**vars(result), "outcome": outcome}))
     np.testing.assert_allclose(found, np.linalg.svd(z, compute_uv=False), rtol=1e-8)
 
 
 def test_the_cloud_contracts_and_no_nan_enters() -> None:
     result = fake()
-    size, at = vis.spread(result), vis.plane(result)
+    size, at = plots.spread(result), plots.plane(result)
     assert size.shape == (TAKEN,) and np.all(np.diff(size) < 0)
     assert at.shape == (TAKEN, THOUGHTS, 2) and np.isfinite(at).all()
     np.testing.assert_allclose(at[-1].mean(axis=0), 0.0, atol=1e-12)
@@ -115,16 +162,23 @@ def test_size_is_zero_for_equal_thoughts_and_does_not_depend_on_scale() -> None:
 
     def with_latent(latent: np.ndarray) -> Result:
         assert result.outcome is not None
-        return Result(**{**vars(result), "outcome": result.outcome._replace(trace=trace._replace(latent=latent))})
+        return Result(
+            **{
+                **vars(result),
+                "outcome": result.outcome._replace(trace=trace._replace(latent=latent)),
+            }
+        )
 
     same = np.repeat(np.asarray(trace.latent)[:, :1], THOUGHTS, axis=1)
-    np.testing.assert_allclose(vis.spread(with_latent(same)), 0.0, atol=1e-12)
-    np.testing.assert_allclose(vis.spread(with_latent(7 * np.asarray(trace.latent))), vis.spread(result))
+    np.testing.assert_allclose(plots.spread(with_latent(same)), 0.0, atol=1e-12)
+    np.testing.assert_allclose(
+        plots.spread(with_latent(7 * np.asarray(trace.latent))), plots.spread(result)
+    )
 
 
 @pytest.mark.parametrize("steps", [None, (1, 3, 9), (9,)])
 def test_the_cloud_has_an_axis_a_step(steps: tuple[int, ...] | None) -> None:
-    figure = vis.plot_cloud(fake(), steps)
+    figure = plots.plot_cloud(fake(), steps)
     assert len(figure.axes) == (4 if steps is None else len(steps))
     assert all(len(axes.collections[0].get_offsets()) == THOUGHTS for axes in figure.axes)
     draw(figure)
@@ -133,11 +187,16 @@ def test_the_cloud_has_an_axis_a_step(steps: tuple[int, ...] | None) -> None:
 @pytest.mark.parametrize("steps", [(0,), (1, 10), ()])
 def test_a_step_that_was_not_taken_is_an_error(steps: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="between 1 and 9"):
-        vis.plot_cloud(fake(), steps)
+        plots.plot_cloud(fake(), steps)
 
 
-@pytest.mark.parametrize("plot", [vis.plot_fit, vis.plot_velocity, vis.plot_spectrum, vis.plot_cloud, vis.plot_hero])
-@pytest.mark.parametrize("result", [constant(), fake(taken=1), fake(taken=1, steps=1), fake("log(x)"), fake("1/(x - x)")])
+@pytest.mark.parametrize(
+    "plot",
+    [plots.plot_fit, plots.plot_velocity, plots.plot_spectrum, plots.plot_cloud, plots.plot_hero],
+)
+@pytest.mark.parametrize(
+    "result", [constant(), fake(taken=1), fake(taken=1, steps=1), fake("log(x)"), fake("1/(x - x)")]
+)
 def test_every_picture_can_be_drawn(plot, result: Result) -> None:  # type: ignore[no-untyped-def]
     figure = plot(result)
     assert isinstance(figure, Figure) and figure.axes and figure.get_facecolor()[3] == 0.0
@@ -145,7 +204,7 @@ def test_every_picture_can_be_drawn(plot, result: Result) -> None:  # type: igno
 
 
 def test_a_formula_that_is_too_long_becomes_short_text() -> None:
-    title = vis.formula_title(fake("+".join(f"sin({k}.123*x)" for k in range(2, 30))))
+    title = plots.formula_title(fake("+".join(f"sin({k}.123*x)" for k in range(2, 30))))
     assert len(title) <= 90 and "$" not in title
 
 
@@ -153,27 +212,36 @@ def test_the_animation_has_a_frame_a_step(tmp_path) -> None:  # type: ignore[no-
     from PIL import Image
 
     target = tmp_path / "cloud.gif"
-    vis.animate_cloud(fake()).save(target, writer="pillow", dpi=40)
+    plots.animate_cloud(fake()).save(target, writer="pillow", dpi=40)
     with Image.open(target) as film:
         assert film.n_frames == TAKEN
     with pytest.raises(ValueError, match="constant"):
-        vis.animate_cloud(constant())
+        plots.animate_cloud(constant())
 
 
 def test_the_html_stands_alone() -> None:
-    page = vis.cloud_html(fake(), name="a-cloud")
-    assert 'class="interactive" id="a-cloud"' in page and 'role="img"' in page and 'type="range"' in page
+    page = plots.cloud_html(fake(), name="a-cloud")
+    assert (
+        'class="interactive" id="a-cloud"' in page
+        and 'role="img"' in page
+        and 'type="range"' in page
+    )
     assert page.count("<polyline") == THOUGHTS and page.count("<circle") == THOUGHTS + 1
     assert not re.search(r"https?://|src=|NaN|{{", page)
-    assert f'max="{TAKEN}"' in page and "<script" not in vis.cloud_html(constant())
+    assert f'max="{TAKEN}"' in page and "<script" not in plots.cloud_html(constant())
 
 
 def test_the_description_says_what_happened() -> None:
-    words = vis.describe(fake())
-    assert "20 points" in words and "sin(x)" in words and f"{THOUGHTS} thoughts took {TAKEN} steps" in words and "not settled" in words
-    assert "no step" in vis.describe(constant())
+    words = plots.describe(fake())
+    assert (
+        "20 points" in words
+        and "sin(x)" in words
+        and f"{THOUGHTS} thoughts took {TAKEN} steps" in words
+        and "not settled" in words
+    )
+    assert "no step" in plots.describe(constant())
 
 
 def test_the_colours_are_different_and_shared() -> None:
-    assert len(set(vis.OKABE_ITO.values())) == 8
-    assert {vis.CLOUD, vis.POINT, vis.SETTLED} <= set(vis.OKABE_ITO.values())
+    assert len(set(plots.OKABE_ITO.values())) == 8
+    assert {plots.CLOUD, plots.POINT, plots.SETTLED} <= set(plots.OKABE_ITO.values())

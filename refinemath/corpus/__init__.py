@@ -1,0 +1,1 @@
+"""Which formulas exist, and which are kept out of training."""

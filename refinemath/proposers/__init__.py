@@ -1,0 +1,1 @@
+"""Everything that proposes formulas to the search, one idea a file."""

@@ -1,0 +1,39 @@
+"""Samples of the latents: formulas as the model reads them off the points.  (Chapters 3, 4, 8)"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from jax import Array
+
+from refinemath.execution import Programs
+from refinemath.expression import TOKEN_VALUE
+from refinemath.loop import Context, SearchState
+
+
+@dataclass(frozen=True)
+class Network:
+    """`per_latent` samples of every latent, one block a latent; the best `refine` of each block get
+    their constants fitted, and the best of all is what that latent sees at the next step.
+    """
+
+    per_latent: int = 128
+    refine: int = 4
+    samples: ClassVar[bool] = True
+    reads_latents: ClassVar[bool] = True
+
+    def init(self, context: Context, key: Array) -> tuple[()]:
+        """Nothing to remember."""
+        return ()
+
+    def propose(
+        self, model: Any, context: Context, memory: tuple[()], state: SearchState, key: Array
+    ) -> Programs:
+        """(latents x per_latent) legal formulas."""
+        tokens = model.refiner.sample(key, state.latents, self.per_latent)
+        tokens = tokens.reshape(-1, tokens.shape[-1])
+        room = state.pool.tokens.shape[1] - tokens.shape[1]
+        tokens = jnp.pad(tokens, ((0, 0), (0, room)))
+        return Programs(tokens, jnp.asarray(TOKEN_VALUE)[tokens])

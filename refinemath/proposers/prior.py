@@ -1,0 +1,39 @@
+"""Blind draws from a table of skeletons: the null model of the network.  (Chapter 8)"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from refinemath.execution import Programs
+from refinemath.expression import CONSTANT_BINS, FIRST_CONSTANT, TOKEN_VALUE, is_constant
+from refinemath.loop import Context, SearchState
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Skeletons from the table of the context, with constants drawn from the bins."""
+
+    count: int = 4096
+    refine: int = 128
+    samples: ClassVar[bool] = True
+    uses_table: ClassVar[bool] = True
+
+    def init(self, context: Context, key: Array) -> tuple[()]:
+        """Nothing to remember."""
+        return ()
+
+    def propose(
+        self, model: Any, context: Context, memory: tuple[()], state: SearchState, key: Array
+    ) -> Programs:
+        """`count` formulas that nothing has looked at."""
+        k = jax.random.split(key)
+        row = jax.random.randint(k[0], (self.count,), 0, context.table.shape[0])
+        tokens = context.table[row].astype(jnp.int32)
+        drawn = FIRST_CONSTANT + jax.random.randint(k[1], tokens.shape, 0, len(CONSTANT_BINS))
+        tokens = jnp.where(is_constant(tokens), drawn, tokens)
+        return Programs(tokens, jnp.asarray(TOKEN_VALUE)[tokens])

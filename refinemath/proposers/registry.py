@@ -1,0 +1,38 @@
+"""The proposers by name.  To add one, write a file in this folder and a row here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from refinemath.loop import Proposer
+from refinemath.proposers.edits import Edits
+from refinemath.proposers.missing_term import MissingTerm
+from refinemath.proposers.network import Network
+from refinemath.proposers.pairs import Pairs
+from refinemath.proposers.prior import Prior
+from refinemath.proposers.quotients import Quotients
+from refinemath.proposers.short import Short
+
+REGISTRY: dict[str, Proposer] = {
+    "network": Network(),
+    "prior": Prior(),
+    "short": Short(),
+    "missing_term": MissingTerm(),
+    "pairs": Pairs(),
+    "quotients": Quotients(),
+    "edits": Edits(),
+}
+DEFAULT = frozenset(REGISTRY) - {"prior"}
+
+
+def resolve(proposers: Iterable[str | Proposer]) -> tuple[Proposer, ...]:
+    """Proposers by name or as objects, names in the order of the registry.  Raises `ValueError`."""
+    given = [proposers] if isinstance(proposers, str) else list(proposers)
+    names = [p for p in given if isinstance(p, str)]
+    unknown = [n for n in names if n not in REGISTRY]
+    if unknown:
+        raise ValueError(f"unknown proposer {unknown[0]!r}; known are {', '.join(REGISTRY)}")
+    if not given:
+        raise ValueError(f"no proposer is left; choose some of {', '.join(REGISTRY)}")
+    others = tuple(p for p in given if not isinstance(p, str))
+    return tuple(p for n, p in REGISTRY.items() if n in names) + others

@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 BASIC  := $(VENV)/.ready-solve
 READY  := $(VENV)/.ready-dev
-CODE   := refinemath tests book experiments data
+CODE   := refinemath tests book experiments
 
 INSTALL = @PYTHON="$(PYTHON)" sh environment.sh $(VENV)
 
@@ -28,12 +28,12 @@ $(READY): $(BASIC) requirements.txt
 	@touch $@
 
 lint: $(READY)
-	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff format --check $(CODE) data
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
 
 format: $(READY)
-	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff format $(CODE) data
 	$(BIN)/ruff check --fix $(CODE)
 
 # format and lint before every commit

@@ -64,23 +64,21 @@ def setup_cell() -> str:
     restart.  Colab has all but two of the packages; nothing that it has is touched.
     """
     return f"""{TITLE} {{ display-mode: "form" }}
-import importlib.util
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 REPOSITORY = "{repository()}"  #@param {{type: "string"}}
-needed = ("jax", "flax", "optax", "scipy", "sympy", "matplotlib")
-missing = [name for name in needed if importlib.util.find_spec(name) is None]
+missing = [n for n in ("jax", "flax", "scipy", "sympy", "matplotlib") if find_spec(n) is None]
 assert not missing, f"no {{missing}}; in a clone of {{REPOSITORY}}: pip install -r requirements.txt"
-folders = (f for f in (Path.cwd(), *Path.cwd().parents) if (f / "refinemath/__init__.py").is_file())
-book = next(folders, Path("book").resolve())
+book = next((f for f in Path("_").resolve().parents if (f / "_toc.yml").is_file()), Path("book"))
 if not book.is_dir():  # on Colab
-    subprocess.run(["git", "clone", "-q", "--depth", "1", REPOSITORY, str(book)], check=True)
+    subprocess.run(["git", "clone", "-q", "--depth", "1", REPOSITORY, "book"], check=True)
 os.chdir(book / "notebooks")
-if importlib.util.find_spec("refinemath") is None:
-    packages = [str(book), "jaxtyping", "wadler-lindig"]
+if find_spec("refinemath") is None:
+    packages = ["..", "jaxtyping", "wadler-lindig"]
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", *packages], check=True)
 
 import jax

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "book"))
 import frame  # noqa: E402
 
-NEEDED = {"jax", "flax", "optax", "scipy", "sympy", "matplotlib"}
+NEEDED = {"jax", "flax", "scipy", "sympy", "matplotlib"}
 
 
 class Session:
@@ -33,12 +33,12 @@ class Session:
         assert check
         if command[0] == "git":
             self.clones.append(command[-2])
-            for folder in ("refinemath", "notebooks"):
-                Path(command[-1], folder).mkdir(parents=True)
-            Path(command[-1], "refinemath", "__init__.py").touch()
+            Path(command[-1], "notebooks").mkdir(parents=True)
+            Path(command[-1], "_toc.yml").touch()
         else:
             assert command[:4] == [sys.executable, "-m", "pip", "install"]
             assert "--no-deps" in command  # Colab's JAX is not touched
+            assert Path("../_toc.yml").is_file()
             self.pip.append(command[command.index("--no-deps") + 1 :])
             self.installed.add("refinemath")
 
@@ -67,7 +67,7 @@ def test_colab_first_run_second_run_and_restart(session: Session, tmp_path: Path
         session.set_up()
         assert Path.cwd() == tmp_path / "book" / "notebooks"
     assert session.clones == [frame.repository()]
-    assert session.pip == [[str(tmp_path / "book"), "jaxtyping", "wadler-lindig"]]
+    assert session.pip == [["..", "jaxtyping", "wadler-lindig"]]  # from its notebooks
 
 
 def test_a_run_that_was_stopped_before_the_installation(session: Session, tmp_path: Path) -> None:
@@ -80,9 +80,9 @@ def test_a_run_that_was_stopped_before_the_installation(session: Session, tmp_pa
 
 @pytest.mark.parametrize("start", [".", "notebooks", "book/chapters"])
 def test_in_a_clone_nothing_is_fetched(session: Session, tmp_path: Path, start: str) -> None:
-    for folder in ("refinemath", "notebooks", "book/chapters"):
+    for folder in ("notebooks", "book/chapters"):
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "refinemath" / "__init__.py").touch()
+    (tmp_path / "_toc.yml").touch()
     session.installed.add("refinemath")
     os.chdir(tmp_path / start)
     session.set_up()

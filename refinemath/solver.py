@@ -3,63 +3,43 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import numbers
-import os
-import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
 
-from refinemath import loop, weights
-from refinemath.answer.choose import Known, choose_solution, refit
-from refinemath.answer.solution import EXACT, Solution, code_length
-from refinemath.answer.targets import SHORT_SEARCH, UNDO, planned
+from refinemath import loop
+from refinemath.answer.choose import Answers, Candidates, pareto_front, refit_transformed
+from refinemath.answer.rounding import digits_needed
+from refinemath.answer.solution import EXACT, Solution
+from refinemath.answer.symbolic import latex_of
+from refinemath.answer.targets import IDENTITY, target_transforms
+from refinemath.fitting import Points
 from refinemath.loop import SearchConfig, SearchOutput
-from refinemath.model import ModelConfig
-from refinemath.problem import MOST_POINTS, DataError, prepare, read_points
+from refinemath.problem import (
+    MOST_POINTS,
+    SEARCH_POINTS,
+    SEARCH_POINTS_SEVERAL,
+    DataError,
+    Problem,
+    Table,
+    prepare,
+    read_table,
+    spread_out,
+)
 from refinemath.proposers.library import short_skeletons
-from refinemath.result import Result, _constant, _result, judged
-from refinemath.weights import _load, shipped_widths
+from refinemath.result import FOUND, Result, constant_result, judged
+from refinemath.schedule import Schedule
+from refinemath.weights import Weights, load_weights, shipped_weights
 
-
-@contextlib.contextmanager
-def kept_compiled() -> Iterator[None]:
-    """Inside, JAX keeps what it compiles on disk: the first process on a machine waits for the
-    compiler, the next ones do not.
-
-    The folder is `refinemath` in the user's cache, one for each machine.  Nothing changes where a
-    place was chosen already (`JAX_COMPILATION_CACHE_DIR`), the cache is switched off
-    (`JAX_ENABLE_COMPILATION_CACHE=0`), or the folder cannot be written.
-    """
-    config: Any = jax.config
-    if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
-        yield
-        return
-    try:
-        base = (
-            os.environ.get("XDG_CACHE_HOME")
-            or os.environ.get("LOCALAPPDATA")
-            or Path.home() / ".cache"
-        )
-        folder = Path(base) / "refinemath" / f"{platform.node()}-{platform.machine()}"
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # there may be no home folder
-        yield
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    try:
-        yield
-    finally:
-        jax.config.update("jax_compilation_cache_dir", None)
-        compilation_cache.reset_cache()
+SHORT_SEARCH = 4  # search steps where the target is transformed: what is left is shorter
 
 
 @contextlib.contextmanager
@@ -68,21 +48,41 @@ def plain_float32() -> Iterator[None]:
     GPU would round the factors of its products.
     """
     new: Any = getattr(jax, "enable_x64", None)
-    narrow = new(False) if new else jax.experimental.disable_x64()  # type: ignore[attr-defined]
-    with (
-        narrow,
-        contextlib.nullcontext()
-        if jax.default_backend() == "cpu"
-        else jax.default_matmul_precision("highest"),
-    ):
+    old: Any = getattr(jax.experimental, "disable_x64", None)  # before JAX 0.8
+    narrow = old() if new is None else new(False)
+    on_cpu = jax.default_backend() == "cpu"
+    with narrow, contextlib.nullcontext() if on_cpu else jax.default_matmul_precision("highest"):
         yield
+
+
+def search_room(problem: Problem) -> int:
+    """How many points a search of a problem has room for: 32 or 64 for one variable, up to 256 for
+    more.  A program is compiled for each size.
+    """
+    most = SEARCH_POINTS if len(problem.x) == 1 else SEARCH_POINTS_SEVERAL
+    sizes = (SEARCH_POINTS // 2, SEARCH_POINTS, SEARCH_POINTS_SEVERAL)
+    return next(size for size in sizes if size >= min(most, len(problem.y)))
+
+
+def device_points(problem: Problem, room: int | None = None) -> Points:
+    """What a search sees of a problem: points that cover the space, in float32, y without a large
+    mean and of size 1, padded to `room` (`search_room`).
+    """
+    room = search_room(problem) if room is None else room
+    chosen = spread_out(problem.u, room)
+    y = problem.y[chosen]
+    y = y - np.mean(y) if abs(np.mean(y)) > 10 * np.std(y) else y
+    y = y / (float(np.sqrt(np.mean(y**2))) or 1.0)
+    pad = (0, room - len(chosen))
+    return Points(
+        jnp.asarray(np.pad(problem.u[:, chosen], ((0, 0), pad))[None], jnp.float32),
+        jnp.asarray(np.pad(y, pad)[None], jnp.float32),
+        jnp.asarray((np.arange(room) < len(chosen))[None]),
+    )
 
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, numbers.Integral)  # NumPy's whole numbers as well
-
-
-_COMPILED: set[Any] = set()  # the searches that this process has compiled
 
 
 class RefineMath:
@@ -126,37 +126,14 @@ class RefineMath:
             search_steps=min(base.search_steps, max(1, self.max_iters // 2)),
         )
 
-    def _parameters(self) -> tuple[Any, Any, ModelConfig]:
-        if self.weights is not None:
-            if not self.weights.is_file():
-                raise weights.CheckpointError(f"there is no weights file {self.weights}")
-            params, graph, config = _load(self.weights, self.weights.stat().st_mtime_ns)
-            if config.latent_dim != self.latent_dim:
-                raise weights.CheckpointError(
-                    f"{self.weights} has latent_dim {config.latent_dim}, not {self.latent_dim}"
-                )
-            return params, graph, config
-        widths = shipped_widths()
-        if self.latent_dim not in widths:
-            raise weights.CheckpointError(
-                f"no weights of latent_dim {self.latent_dim} are shipped; shipped: "
-                f"{', '.join(map(str, widths)) or 'none'}. "
-                f"Train your own with `python -m refinemath train --latent-dim {self.latent_dim} "
-                "--out FOLDER` and pass weights='FOLDER/weights.npz'"
-            )
-        return _load(
-            Path(
-                str(resources.files("refinemath") / "weights" / f"refinemath-{self.latent_dim}.npz")
-            ),
-            0,
-        )
-
     @plain_float32()
     def solve(
         self,
         data: Any,
         y: Any = None,
         *,
+        target: str | int | None = None,
+        features: Sequence[str | int] | None = None,
         threshold: float = 1e-5,
         seed: int = 0,
         time_budget: float = 8.0,
@@ -164,124 +141,130 @@ class RefineMath:
         """Find a formula for the points; returns a `Result` that unpacks as `formula_latex,
         iterations`.
 
-        `data`: rows (x, y), see `read_points` for all forms.  `threshold`: the relative latent
-        velocity |Z_t - Z_{t-1}| / |Z_{t-1}| under which a thought has settled.  `seed`: makes the
-        answer repeatable, where the same number of searches fits into the time; its last 32 bits
-        count.  `time_budget`: seconds within which the last search should end (the first always
-        runs).  A poor fit is a result with `found` False, not an error.  Raises `DataError`,
-        `CheckpointError`, `ValueError`.
+        `data`: rows (x, y), see `read_table` for all forms.  `target`, `features`: names or
+        positions of the columns to explain and to explain it by (the last one, all others).
+        `threshold`: the relative latent velocity |Z_t - Z_{t-1}| / |Z_{t-1}| under which a thought
+        has settled.  `seed`: makes the answer repeatable, where the same number of searches fits
+        into the time; its last 32 bits count.  `time_budget`: seconds within which the last search
+        should end (the first always runs).  A poor fit is a result with `found` False, not an
+        error.  Raises `DataError`, `CheckpointError`, `ValueError`.
         """
         began = time.perf_counter()
-        if not isinstance(threshold, numbers.Real) or not 0 < threshold < 1:
-            raise ValueError(f"threshold is {threshold!r}; it must be a number between 0 and 1")
-        if not isinstance(time_budget, numbers.Real) or not time_budget > 0:
-            raise ValueError(
-                f"time_budget is {time_budget!r}; it must be a positive number of seconds"
-            )
-        if not _is_whole(seed) or not -(2**63) <= seed < 2**64:
-            raise ValueError(f"seed is {seed!r}; it must be a whole number of at most 64 bits")
-        x, target = read_points(data, y)
-        params, graph, config = self._parameters()
-        if x.shape[1] != config.variables:
-            raise DataError(
-                f"the data have {x.shape[1]} variables; these weights handle {config.variables}. "
-                f"Train others with `python -m refinemath train --variables {x.shape[1]}`"
-            )
-        if np.ptp(target) <= 1e-14 * max(1e-300, float(np.max(np.abs(target)))):
-            return _constant(x, target, began)
-        spaced = np.round(np.linspace(0, len(x) - 1, MOST_POINTS)).astype(int)
-        few = np.argsort(x[:, 0], kind="stable")[spaced] if len(x) > MOST_POINTS else slice(None)
-        prepared = prepare(x[few], target[few])
-        start = jnp.asarray(
-            short_skeletons(config.slots, 32)
-            if self.sweep
-            else np.zeros((0, config.slots), np.uint8)
+        _check_options(threshold, seed, time_budget)
+        table = read_table(data, y, target=target, features=features)
+        weights = self.parameters()
+        self._check_variables(weights, table)
+        if table.constant:
+            return replace(constant_result(table), seconds=time.perf_counter() - began)
+        few = spread_out(table.x.T, MOST_POINTS) if len(table.y) > MOST_POINTS else slice(None)
+        problem = prepare(table.x[few], table.y[few], table.names)
+        schedule = Schedule(
+            problem,
+            target_transforms(len(table.names)) if self.undo else (),
+            time_budget=time_budget,
+            patience=self.budget.patience,
+            began=began,
         )
-        prior = jnp.asarray(
-            np.zeros((1, config.slots), np.uint8) if self.prior is None else self.prior
-        )
-        front: dict[tuple[str, ...], Solution] = {}
-        known: Known = ({}, {})
-        chosen: Solution | None = None
-        kept: SearchOutput | None = None
-        program = (config, self.budget, prepared.points.y.shape, start.shape, prior.shape)
-        compiled = (
-            program in _COMPILED
-        )  # if not, the first search also compiles, and its time predicts nothing
-
-        plan = planned(prepared, tuple(UNDO) if self.undo else ())
-
-        def search(attempt: int) -> SearchOutput:
-            operation, view = plan(attempt)
-            key = jax.random.fold_in(jax.random.key(int(seed) % 2**63), attempt)
-            most = jnp.int32(SHORT_SEARCH if operation else self.budget.search_steps)
-            return loop.search(
-                params,
-                graph,
-                view.points,
-                key,
-                jnp.float32(threshold),
-                start,
-                prior,
-                budget=self.budget,
-                at_most=most,
-            )
-
-        agreed = attempt = taken = 0
-        reading = 0.0  # seconds of the host for one outcome
-        searched = time.perf_counter()
-        with contextlib.nullcontext() if compiled else kept_compiled():
-            outcome = search(0)
+        search = functools.partial(self._search, weights, schedule, threshold, int(seed))
+        answers, output, steps = Answers(problem), search(0), 0
+        kept = output
         while True:
-            solved = float(outcome.pool.fvu[0]) <= self.budget.solved  # waits for the device
-            taken += int(outcome.steps)
-            found = time.perf_counter()
-            one_more = (
-                found - began + reading + (found - searched if compiled or attempt else 0.0)
-                <= time_budget
-            )
-            searched = found
-            # the device searches on while the host reads, unless this is likely to be the end
-            counts = (
-                plan(attempt)[0] == ""
-            )  # only searches of the data themselves use up the patience
-            following = (
-                search(attempt + 1)
-                if one_more and not solved and agreed + counts < self.budget.patience
-                else None
-            )
-            for solution in refit(outcome, *plan(attempt), prepared):
-                name = tuple(
-                    p for t in sorted(t.skeleton() for t in solution.terms) for p in (*t, ";")
-                )
-                if name not in front or code_length(solution) < code_length(front[name]):
-                    front[name] = solution
-            now = choose_solution(sorted(front.values(), key=code_length), prepared, known=known)
-            better = now is not None and (
-                chosen is None or code_length(now) < code_length(chosen) - 0.5
-            )
-            agreed = 0 if better else agreed + counts
-            if better:
-                chosen, kept = now, outcome
-            reading = time.perf_counter() - found
-            if (
-                (chosen is not None and chosen.fvu < EXACT)
-                or agreed >= self.budget.patience
-                or not one_more
-            ):
+            solved = _solved(output, self.budget)
+            # the device searches on while the host reads
+            ahead = search(schedule.turn + 1) if schedule.search_ended(solved=solved) else None
+            steps += int(output.steps)
+            view = schedule.view(schedule.turn)
+            improved = answers.add(refit_transformed(pool_candidates(output), *view, problem))
+            kept = output if improved else kept
+            if schedule.reading_ended(improved=improved, exact=answers.exact):
                 break
-            if following is None:
-                searched = time.perf_counter()
-            attempt += 1
-            outcome = search(attempt) if following is None else following
-        _COMPILED.add(program)
-        result = _result(
-            chosen,
-            sorted(front.values(), key=lambda s: s.length),
-            kept or outcome,
-            prepared,
-            began,
-            searches=attempt + 1,
-            steps=taken,
+            output = search(schedule.turn) if ahead is None else ahead
+        result = _result(answers, kept, table)
+        seconds = time.perf_counter() - began
+        return replace(result, searches=schedule.turn + 1, steps=steps, seconds=seconds)
+
+    def _search(
+        self, weights: Weights, schedule: Schedule, threshold: float, seed: int, turn: int
+    ) -> SearchOutput:
+        """Start a search; the device goes on with it after this returns.  The first one of a kind
+        is compiled before.
+        """
+        transform, seen = schedule.view(turn)
+        steps = self.budget.search_steps if transform == IDENTITY else SHORT_SEARCH
+        slots = weights.config.slots
+        nothing = np.zeros((0, slots), np.uint8)
+        output = loop.search(
+            weights.params,
+            weights.graph,
+            device_points(seen, search_room(schedule.problem)),
+            jax.random.fold_in(jax.random.key(seed % 2**63), turn),
+            jnp.float32(threshold),
+            jnp.asarray(short_skeletons(slots, 32) if self.sweep else nothing),
+            jnp.asarray(np.zeros((1, slots), np.uint8) if self.prior is None else self.prior),
+            budget=self.budget,
+            at_most=jnp.int32(steps),
         )
-        return result if len(x) <= MOST_POINTS else judged(result, x, target)
+        schedule.search_started()
+        return output
+
+    def parameters(self) -> Weights:
+        """The weights that this model searches with.  Raises `CheckpointError`."""
+        if self.weights is None:
+            return shipped_weights(self.latent_dim)
+        return load_weights(self.weights, self.latent_dim)
+
+    def _check_variables(self, weights: Weights, table: Table) -> None:
+        """The one place that knows what a search cannot handle yet."""
+        if len(table.names) != weights.config.variables:
+            raise DataError(
+                f"the data have {len(table.names)} variables; these weights handle "
+                f"{weights.config.variables}. Train others with "
+                f"`python -m refinemath train --variables {len(table.names)}`"
+            )
+
+
+def _check_options(threshold: Any, seed: Any, time_budget: Any) -> None:
+    if not isinstance(threshold, numbers.Real) or not 0 < float(threshold) < 1:
+        raise ValueError(f"threshold is {threshold!r}; it must be a number between 0 and 1")
+    if not isinstance(time_budget, numbers.Real) or not float(time_budget) > 0:
+        raise ValueError(f"time_budget is {time_budget!r}; it must be a positive number of seconds")
+    if not _is_whole(seed) or not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed is {seed!r}; it must be a whole number of at most 64 bits")
+
+
+def _solved(output: SearchOutput, budget: SearchConfig) -> bool:
+    """Whether a search has found a formula that float32 cannot tell from exact; waits for it."""
+    return float(output.pool.fvu[0]) <= budget.solved
+
+
+def pool_candidates(output: SearchOutput) -> Candidates:
+    """The formulas that a search remembers, on the host."""
+    pool = output.pool
+    return Candidates(np.asarray(pool.tokens), np.asarray(pool.values), np.asarray(pool.cost))
+
+
+def _result(answers: Answers, output: SearchOutput, table: Table) -> Result:
+    """The result for a table, with the search that has found the answer."""
+    problem = answers.problem
+    chosen = answers.best or Solution((), (), float(np.mean(problem.y)), 1.0)
+    formula = chosen.formula()
+    digits = digits_needed(formula, problem.x, problem.y)
+    iterations = int(output.steps)
+    result = Result(
+        latex=latex_of(formula, digits, table.names),
+        iterations=iterations,
+        formula=formula,
+        fvu=chosen.fvu,
+        converged=bool(output.converged),
+        exact=chosen.fvu < EXACT,
+        found=chosen.fvu < FOUND,
+        candidates=pareto_front(answers.solutions, problem, digits - 1),
+        velocity=np.asarray(output.trace.velocity)[:iterations],
+        outcome=output,
+        x=table.x,
+        y=table.y,
+        digits=digits,
+        names=table.names,
+        target=table.target,
+    )
+    return judged(result, table.x, table.y) if len(table.y) > len(problem.y) else result

@@ -34,12 +34,12 @@ SEARCH = (
     "loop",
 )
 AROUND = (
-    "weights corpus corpus.canonical corpus.signatures problem",
+    "compilation weights corpus corpus.canonical corpus.signatures problem",
     "answer answer.solution",
     "answer.rounding answer.symbolic",
     "answer.targets",
     "answer.choose corpus.build corpus.exclusions",
-    "result training",
+    "result schedule training",
     "solver plots",
     "estimator evaluation",
     "__init__",
@@ -144,6 +144,15 @@ def test_a_module_imports_only_from_floors_below(name: str) -> None:
     assert at_load - {name.split(".")[0]} <= below
     # inside a function: Result.plot draws, the command line trains
     assert own_imports(name) - at_load <= below | PICTURES
+
+
+def test_the_answer_is_worked_out_without_jax() -> None:
+    core = {f"refinemath.{n}" for row in (*FLOORS[1:4], *FLOORS[4:7]) for n in row} - {
+        "refinemath.text"
+    }
+    for name in ("problem", "schedule", *(n for n in SOURCES if n.startswith("answer"))):
+        used = imported(SOURCES[name])
+        assert not {m for m in used if m.split(".")[0] in ("jax", "flax")} | (used & core), name
 
 
 def test_lines_fit_into_100_columns() -> None:

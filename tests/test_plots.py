@@ -5,10 +5,10 @@ data.
 import re
 
 import numpy as np
+import pictures
 import pytest
 from matplotlib.figure import Figure
 
-import pictures
 from refinemath import plots
 from refinemath.answer.symbolic import latex_of
 from refinemath.compiled import SearchRecord
@@ -195,7 +195,13 @@ def test_a_step_that_was_not_taken_is_an_error(steps: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(
     "plot",
-    [plots.plot_fit, plots.plot_velocity, pictures.plot_spectrum, pictures.plot_cloud, pictures.plot_hero],
+    [
+        plots.plot_fit,
+        plots.plot_velocity,
+        pictures.plot_spectrum,
+        pictures.plot_cloud,
+        pictures.plot_hero,
+    ],
 )
 @pytest.mark.parametrize(
     "result", [constant(), fake(taken=1), fake(taken=1, steps=1), fake("log(x)"), fake("1/(x - x)")]

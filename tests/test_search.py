@@ -39,6 +39,7 @@ from refinemath.proposers.pairs import Subtrees, distinct_subtrees, pair_up
 from refinemath.proposers.prior import draw_prior
 from refinemath.proposers.quotients import quotients
 from refinemath.proposers.short import initial_pool, queue_order
+from refinemath.solver import device_points
 from refinemath.text import parse, parse_prefix
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -60,7 +61,7 @@ THRESHOLD = 0.02  # an untrained model moves far; this lets its thoughts halt on
 
 def scatter() -> Points:
     x = np.linspace(0.3, 4.0, 40)[:, None]
-    return prepare(x, parse("sin(1.7*x)/(1 + x**2) + 0.3*x").evaluate(x.T)).points
+    return device_points(prepare(x, parse("sin(1.7*x)/(1 + x**2) + 0.3*x").evaluate(x.T)))
 
 
 def arguments(
@@ -520,7 +521,7 @@ def short_ones(lines: list[str]) -> Array:
 @pytest.fixture(scope="module")
 def plot() -> Points:
     x = np.linspace(0.5, 3.0, 40)[:, None]
-    return prepare(x, np.tanh(x[:, 0]) * (x[:, 0] + np.sqrt(x[:, 0])) ** 2).points
+    return device_points(prepare(x, np.tanh(x[:, 0]) * (x[:, 0] + np.sqrt(x[:, 0])) ** 2))
 
 
 def test_a_library_draws_constants_only_where_they_are_asked_for(plot: Points) -> None:
@@ -613,7 +614,7 @@ def test_the_sweep_puts_the_best_short_formulas_first(plot: Points) -> None:
 )
 def test_a_free_number_in_a_denominator_is_found(text: str, skeleton: str, d: float) -> None:
     x = np.linspace(0.3, 3.0, 40)[:, None]
-    points = prepare(x, parse(text).evaluate(x.T)).points
+    points = device_points(prepare(x, parse(text).evaluate(x.T)))
     library = make_library(
         KEY, short_ones(["x1", "cube x1", "exp x1", "log x1", "exp mul 2.0 x1", "tanh x1"]), points
     )
@@ -643,7 +644,7 @@ def test_a_free_number_in_a_denominator_is_found(text: str, skeleton: str, d: fl
 )
 def test_couples_find_both_halves_of_a_formula(text: str, kind: str) -> None:
     x = np.linspace(0.5, 3.0, 40)[:, None]
-    points = prepare(x, parse(text).evaluate(x.T)).points
+    points = device_points(prepare(x, parse(text).evaluate(x.T)))
     library = make_library(
         KEY,
         short_ones(

@@ -343,6 +343,42 @@ class SettleState(NamedTuple):
     trace: Trace
 
 
+@dataclass(frozen=True)
+class Settling:
+    """What stays the same while the latents come to rest with one formula as their candidate."""
+
+    model: Any
+    encoded: Encoded
+    candidate: Candidate
+    threshold: Array
+    config: SearchConfig
+
+    def step(self, state: SettleState) -> SettleState:
+        """Move every latent that has not halted."""
+        refined = new = self.model.refiner(state.latents, self.encoded, self.candidate)
+        if self.config.leap:
+            ahead = anderson_step(state.latents, refined, state.before, self.config.leap)
+            ahead = stabilise(ahead, self.model.refiner.stabiliser)
+            new = jnp.where(state.step >= 2, ahead, refined)
+        halted = state.hits >= 2
+        speed = jnp.where(halted, 0.0, velocity(state.latents, new))
+        hits = jnp.where(speed < self.threshold, state.hits + 1, 0)
+        latents = jnp.where(halted[:, None, None], state.latents, new)
+        t, trace = state.step, state.trace
+        trace = Trace(
+            trace.velocity.at[t].set(speed),
+            trace.fvu.at[t].set(self.candidate.fvu[0]),
+            trace.gram.at[t].set(latents[0] @ latents[0].T),
+            trace.latent.at[t].set(sketch(latents)),
+        )
+        hits = jnp.where(halted, state.hits, hits)
+        return SettleState(latents, (state.latents, refined), hits, t + 1, trace)
+
+    def unfinished(self, state: SettleState) -> Array:
+        """Until every latent has halted, or the steps are used up."""
+        return (state.step < self.config.steps) & jnp.any(state.hits < 2)
+
+
 def settle(
     model: Any,
     points: Points,
@@ -360,31 +396,11 @@ def settle(
     count = len(latents)
     encoded = encode_points(model, points, count)
     candidate = jax.tree.map(lambda a: jnp.broadcast_to(a[:1], (count, *a.shape[1:])), best)
-
-    def step(state: SettleState) -> SettleState:
-        refined = model.refiner(state.latents, encoded, candidate)
-        new = refined
-        if config.leap:
-            ahead = anderson_step(state.latents, refined, state.before, config.leap)
-            ahead = stabilise(ahead, model.refiner.stabiliser)
-            new = jnp.where(state.step >= 2, ahead, refined)
-        halted = state.hits >= 2
-        speed = jnp.where(halted, 0.0, velocity(state.latents, new))
-        hits = jnp.where(halted, state.hits, jnp.where(speed < threshold, state.hits + 1, 0))
-        latents = jnp.where(halted[:, None, None], state.latents, new)
-        t, trace = state.step, state.trace
-        trace = Trace(
-            trace.velocity.at[t].set(speed),
-            trace.fvu.at[t].set(best.fvu[0]),
-            trace.gram.at[t].set(latents[0] @ latents[0].T),
-            trace.latent.at[t].set(sketch(latents)),
-        )
-        return SettleState(latents, (state.latents, refined), hits, t + 1, trace)
-
     trace = empty_trace(config.steps, count, latents.shape[1])
-    zero = jnp.zeros((), jnp.int32)
-    start = SettleState(latents, (latents, latents), jnp.zeros(count, jnp.int32), zero, trace)
-    end = jax.lax.while_loop(lambda s: (s.step < config.steps) & jnp.any(s.hits < 2), step, start)
+    still = jnp.zeros(count, jnp.int32)
+    start = SettleState(latents, (latents, latents), still, jnp.zeros((), jnp.int32), trace)
+    settling = Settling(model, encoded, candidate, threshold, config)
+    end = jax.lax.while_loop(settling.unfinished, settling.step, start)
     return end.trace, end.step, jnp.all(end.hits >= 2)
 
 

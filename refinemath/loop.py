@@ -351,13 +351,14 @@ class Settling:
     encoded: Encoded
     candidate: Candidate
     threshold: Array
-    config: SearchConfig
+    limit: Array  # steps
+    leap: float
 
     def step(self, state: SettleState) -> SettleState:
         """Move every latent that has not halted."""
         refined = new = self.model.refiner(state.latents, self.encoded, self.candidate)
-        if self.config.leap:
-            ahead = anderson_step(state.latents, refined, state.before, self.config.leap)
+        if self.leap:
+            ahead = anderson_step(state.latents, refined, state.before, self.leap)
             ahead = stabilise(ahead, self.model.refiner.stabiliser)
             new = jnp.where(state.step >= 2, ahead, refined)
         halted = state.hits >= 2
@@ -376,7 +377,16 @@ class Settling:
 
     def unfinished(self, state: SettleState) -> Array:
         """Until every latent has halted, or the steps are used up."""
-        return (state.step < self.config.steps) & jnp.any(state.hits < 2)
+        return (state.step < self.limit) & jnp.any(state.hits < 2)
+
+
+class SettleOutput(NamedTuple):
+    """The end of `settle`."""
+
+    latents: Float[Array, "latents slots dim"]
+    trace: Trace
+    steps: Array
+    converged: Array  # whether every latent stands still
 
 
 def settle(
@@ -385,13 +395,13 @@ def settle(
     latents: Float[Array, "latents slots dim"],
     best: Candidate,
     threshold: Array,
+    limit: Array,
     config: SearchConfig,
-) -> tuple[Trace, Array, Array]:
+) -> SettleOutput:
     """Refine the latents with one formula as their candidate until each stands still, its velocity
-    under the threshold twice in a row.  Chapter 7.
+    under the threshold twice in a row, in `limit` steps at most (`config.steps` in the trace).
 
-    Returns the trace, the steps taken (`config.steps` at most), and whether all stand still.  This
-    changes no formula: it is the record of halting.
+    This changes no formula: it is the record of halting.  Chapter 7.
     """
     count = len(latents)
     encoded = encode_points(model, points, count)
@@ -399,9 +409,9 @@ def settle(
     trace = empty_trace(config.steps, count, latents.shape[1])
     still = jnp.zeros(count, jnp.int32)
     start = SettleState(latents, (latents, latents), still, jnp.zeros((), jnp.int32), trace)
-    settling = Settling(model, encoded, candidate, threshold, config)
+    settling = Settling(model, encoded, candidate, threshold, limit, config.leap)
     end = jax.lax.while_loop(settling.unfinished, settling.step, start)
-    return end.trace, end.step, jnp.all(end.hits >= 2)
+    return SettleOutput(end.latents, end.trace, end.step, jnp.all(end.hits >= 2))
 
 
 def anderson_step(

@@ -18,7 +18,7 @@ from jax import Array
 from test_grammar import legal
 
 from refinemath import RefineMath
-from refinemath.compiled import _QUICK_TO_COMPILE, no_rows, run_search, run_settle
+from refinemath.compiled import _QUICK_TO_COMPILE, no_rows, record_search, run_search, run_settle
 from refinemath.examples import SkeletonTable
 from refinemath.execution import Programs
 from refinemath.expression import decode, encode, is_constant
@@ -395,7 +395,8 @@ def settling_arguments(model: Model) -> tuple[Any, ...]:
     noise = LOOP.noise * jax.random.normal(
         KEY, (LOOP.latents, CONFIG.slots, CONFIG.latent_dim), jnp.float32
     )
-    return params, graph, points, model.refiner.start(noise), best, jnp.float32(THRESHOLD)
+    latents, most = model.refiner.start(noise), jnp.int32(LOOP.steps)
+    return params, graph, points, latents, best, jnp.float32(THRESHOLD), most
 
 
 @pytest.fixture(scope="module")
@@ -411,12 +412,13 @@ def test_settling_is_a_masked_python_loop(
     tiny_model: Model, settled: tuple[Settling, list[SettleState]]
 ) -> None:
     last = settled[1][-1]
-    trace, steps, still = run_settle(*settling_arguments(tiny_model), config=LOOP)
-    assert int(steps) == int(last.step) > 4
-    assert bool(still) == bool((np.asarray(last.hits) >= 2).all())
-    for a, b in zip(trace, last.trace, strict=True):
+    end = run_settle(*settling_arguments(tiny_model), config=LOOP)
+    taken = int(end.steps)
+    assert taken == int(last.step) > 4
+    assert bool(end.converged) == bool((np.asarray(last.hits) >= 2).all())
+    np.testing.assert_allclose(end.latents, last.latents, rtol=1e-3, atol=1e-4)
+    for a, b in zip(end.trace, last.trace, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
-        taken = int(steps)
         assert not np.isnan(a[:taken]).any() and np.isnan(a[taken:]).all()
 
 
@@ -477,11 +479,52 @@ def test_while_latents_settle_all_see_one_formula(
 
 
 def test_settling_ends_as_soon_as_all_stand_still(tiny_model: Model) -> None:
-    *rest, _ = settling_arguments(tiny_model)
-    trace, steps, still = run_settle(*rest, jnp.float32(1e3), config=LOOP)
-    assert int(steps) == 2 and bool(still) and np.isnan(trace.velocity[2:]).all()
-    trace, steps, still = run_settle(*rest, jnp.float32(0.0), config=LOOP)
-    assert int(steps) == LOOP.steps and not bool(still)
+    *rest, _, most = settling_arguments(tiny_model)
+    end = run_settle(*rest, jnp.float32(1e3), most, config=LOOP)
+    assert int(end.steps) == 2 and bool(end.converged)
+    assert np.isnan(end.trace.velocity[2:]).all()
+    for limit in (LOOP.steps, 7, 0):
+        end = run_settle(*rest, jnp.float32(0.0), jnp.int32(limit), config=LOOP)
+        assert int(end.steps) == limit and not bool(end.converged)
+    np.testing.assert_array_equal(end.latents, rest[3])  # no step
+
+
+def test_memory_of_settling_does_not_grow_with_the_number_of_steps(tiny_model: Model) -> None:
+    args = settling_arguments(tiny_model)
+
+    def needed(steps: int) -> tuple[int, int]:
+        lowered = run_settle.lower(*args, config=replace(LOOP, steps=steps))
+        found = lowered.compile().memory_analysis()
+        return found.temp_size_in_bytes, found.output_size_in_bytes
+
+    (few, short), (many, long) = needed(12), needed(512)
+    records = long - short
+    assert records <= 500 * 4 * (LOOP.latents * 9 + 1 + CONFIG.slots**2) + 4096
+    assert many - few <= 2 * records + 65536
+
+
+def test_the_record_of_a_search_is_the_search_and_then_the_settling(
+    tiny_model: Model, outcome: SearchOutput
+) -> None:
+    params, graph, points, *_ = settling_arguments(tiny_model)
+    record = record_search(params, graph, points, outcome, THRESHOLD, LOOP)
+    assert record.searched == int(outcome.steps) < record.steps <= LOOP.steps
+    assert record.found_at == int(outcome.found_at)
+    for own, searched in zip(record.trace, outcome.trace, strict=True):
+        assert len(own) == record.steps and not np.isnan(own).any()
+        np.testing.assert_array_equal(own[: record.searched], searched[: record.searched])
+    for own, given in zip(record.pool, outcome.pool, strict=True):
+        np.testing.assert_array_equal(own, given)
+    speed = record.trace.velocity[record.searched :]
+    assert record.converged == bool((speed[-2:] < THRESHOLD).all())
+    assert (record.trace.fvu[record.searched :] == record.pool.fvu[0]).all()
+
+
+def test_a_search_without_latents_has_nothing_to_bring_to_rest() -> None:
+    found = run_search(*arguments(None), proposers=PROPOSERS[1:2], config=LOOP)
+    record = record_search(None, None, scatter(), found, THRESHOLD, LOOP)
+    assert record.steps == record.searched == int(found.steps) and record.converged
+    assert record.trace.velocity.shape == (record.steps, 0) == (len(record.trace.fvu), 0)
 
 
 def creeping(z: np.ndarray, factor: float, goal: float) -> np.ndarray:

@@ -92,7 +92,7 @@ def search_length(result: Result) -> int:
     """How many of the steps were search steps, in which candidates may change; the others let the
     thoughts settle.  Chapter 7.
     """
-    return 0 if result.outcome is None else int(result.outcome.steps)
+    return 0 if result.outcome is None else int(result.outcome.searched)
 
 
 def spectrum(result: Result) -> np.ndarray:

@@ -24,19 +24,23 @@ from refinemath.proposers.edits import Edits
 from refinemath.proposers.missing_term import MissingTerm
 from refinemath.proposers.network import Network
 from refinemath.proposers.pairs import Pairs
+from refinemath.proposers.prior import Prior
 from refinemath.proposers.quotients import Quotients
+from refinemath.proposers.registry import DEFAULT
 from refinemath.proposers.short import Short
 
 CONFIG = ModelConfig(latent_dim=64, width=16, heads=2, seeds=4, encoder_blocks=1, refiner_blocks=1)
 SMALL = SearchConfig(latents=4, pool=32, refit=16, fit_steps=2, subtrees=256, search_steps=2)
-PROPOSERS: tuple[Proposer, ...] = (
-    Network(per_latent=16, refine=2),
-    Short(refine=8, rounds=2),
-    MissingTerm(parents=8, refine=8),
-    Pairs(per_kind=16, shortest=128, refine=8),
-    Quotients(refine=8, rounds=2, numerators=3),
-    Edits(count=96, refine=16),
-)
+SMALL_ONES: dict[str, Proposer] = {  # by the names of the registry
+    "network": Network(per_latent=16, refine=2),
+    "prior": Prior(count=64, refine=8),
+    "short": Short(refine=8, rounds=2),
+    "missing_term": MissingTerm(parents=8, refine=8),
+    "pairs": Pairs(per_kind=16, shortest=128, refine=8),
+    "quotients": Quotients(refine=8, rounds=2, numerators=3),
+    "edits": Edits(count=96, refine=16),
+}
+PROPOSERS = tuple(p for name, p in SMALL_ONES.items() if name in DEFAULT)
 QUICK: dict[str, Any] = {"config": SMALL, "proposers": PROPOSERS, "patience": 1}
 
 

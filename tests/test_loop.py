@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CONFIG, PROPOSERS, SMALL
+from conftest import CONFIG, PROPOSERS, SMALL, SMALL_ONES
 from flax import nnx
 from jax import Array
 from test_grammar import legal
@@ -21,7 +21,7 @@ from refinemath import RefineMath
 from refinemath.compiled import _QUICK_TO_COMPILE, no_rows, record_search, run_search, run_settle
 from refinemath.examples import SkeletonTable
 from refinemath.execution import Programs
-from refinemath.expression import decode, encode, is_constant
+from refinemath.expression import MASK, decode, encode, is_constant
 from refinemath.fitting import Candidate, Points, execute
 from refinemath.loop import (
     Context,
@@ -38,13 +38,13 @@ from refinemath.loop import (
     settle,
 )
 from refinemath.model import Model, Refiner, stabilise
+from refinemath.pool import score
 from refinemath.problem import prepare
 from refinemath.proposers.edits import Edits
 from refinemath.proposers.library import short_skeletons
 from refinemath.proposers.missing_term import MissingTerm
 from refinemath.proposers.network import Network
 from refinemath.proposers.pairs import Pairs
-from refinemath.proposers.prior import Prior
 from refinemath.proposers.quotients import Quotients
 from refinemath.proposers.registry import DEFAULT, REGISTRY
 from refinemath.proposers.short import Short
@@ -54,8 +54,6 @@ pytestmark = pytest.mark.usefixtures("strict")
 KEY = jax.random.key(0)
 LOOP = replace(SMALL, search_steps=5, steps=12)
 THRESHOLD = 0.02  # an untrained model moves far; this lets its latents halt one after the other
-EVERY = {type(p): p for p in (*PROPOSERS, Prior(count=64, refine=8))}
-SMALL_ONES = {name: EVERY[type(p)] for name, p in REGISTRY.items()}  # by the registry's names
 
 
 def scatter(text: str = "sin(1.7*x)/(1 + x**2) + 0.3*x") -> Points:
@@ -171,8 +169,12 @@ def test_a_latent_sees_the_best_of_its_own_samples_and_never_a_worse_one(
 ) -> None:
     loop, states = driven
     seen = [s.candidates for s in states]
-    assert np.isinf(np.asarray(seen[0].fvu)).all() or not np.asarray(seen[0].tokens).any()
-    assert np.isfinite(np.asarray(seen[-1].fvu)).all()
+    assert (np.asarray(seen[0].tokens) == MASK).all()  # at first it sees nothing
+    assert legal(np.asarray(seen[-1].tokens)).all()
+    count = jnp.float32(40)
+    for old, new in itertools.pairwise(seen):
+        was, now = (np.asarray(score(c.tokens, c.fvu, count)) for c in (old, new))
+        assert (now <= was + 1e-4).all()
     assert len(np.unique(np.asarray(seen[-1].tokens), axis=0)) > 1  # each its own
     fitted = execute(seen[-1].tokens, seen[-1].values, loop.context.points)
     np.testing.assert_allclose(fitted.fvu, seen[-1].fvu, rtol=0.02, atol=1e-6)
@@ -315,7 +317,7 @@ def check_found(found: SearchOutput, *, reads: bool) -> None:
 
 
 def test_the_small_proposers_are_all_there_are() -> None:
-    assert SMALL_ONES.keys() == REGISTRY.keys() and set(EVERY.values()) == set(SMALL_ONES.values())
+    assert {n: type(p) for n, p in SMALL_ONES.items()} == {n: type(p) for n, p in REGISTRY.items()}
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))

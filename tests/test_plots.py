@@ -10,12 +10,13 @@ from matplotlib.figure import Figure
 
 from refinemath import plots
 from refinemath.answer.symbolic import latex_of
+from refinemath.compiled import SearchRecord
 from refinemath.loop import SearchOutput, Trace
 from refinemath.pool import Pool
 from refinemath.result import FrontEntry, Result
 from refinemath.text import parse
 
-STEPS, TAKEN, THOUGHTS, SLOTS = 12, 9, 5, 4
+STEPS, TAKEN, LATENTS, SLOTS = 12, 9, 5, 4
 
 
 def fake(
@@ -30,8 +31,8 @@ def fake(
     """
     rng = np.random.default_rng(0)
     shrink = 0.5 ** np.arange(steps)
-    latent = 1.0 + shrink[:, None, None] * rng.normal(size=(1, THOUGHTS, 8))
-    velocity = 0.3 * np.repeat(shrink[:, None], THOUGHTS, axis=1)
+    latent = 1.0 + shrink[:, None, None] * rng.normal(size=(1, LATENTS, 8))
+    velocity = 0.3 * np.repeat(shrink[:, None], LATENTS, axis=1)
     velocity[6:, 0] = 0.0  # a thought that has halted
     gram = np.repeat(np.eye(SLOTS)[None], steps, axis=0)
     fvu = np.where(np.arange(steps) < 4, 1e-3, 1e-14)
@@ -39,14 +40,14 @@ def fake(
         array[taken:] = np.nan
     trace = Trace(velocity=velocity, fvu=fvu, gram=gram, latent=latent)
     pool = Pool(*(np.zeros(1) for _ in Pool._fields))
-    outcome = SearchOutput(
+    outcome = SearchRecord(
         pool=pool,
-        z=np.zeros((THOUGHTS, SLOTS, 8)),
+        latents=np.zeros((LATENTS, SLOTS, 8)),
         trace=trace,
-        steps=np.array(taken),
-        found_at=np.array(2),
-        converged=np.array(False),
-        searched=np.array(4),
+        searched=4,
+        steps=taken,
+        found_at=2,
+        converged=False,
     )
     x = np.stack([np.linspace(-2, 2, 20)] * variables, axis=1)
     law = parse(formula)
@@ -117,7 +118,7 @@ def test_velocity_has_a_line_a_thought_a_median_and_the_threshold() -> None:
     figure = plots.plot_velocity(fake(), 1e-4)
     (axes,) = figure.axes
     drawn = [line for line in axes.lines if len(line.get_xdata())]
-    assert len(drawn) == THOUGHTS + 2 and axes.get_yscale() == "log"
+    assert len(drawn) == LATENTS + 2 and axes.get_yscale() == "log"
     assert any(np.allclose(line.get_ydata(), 1e-4) for line in drawn)
     assert {text.get_text() for text in axes.texts} == {"search", "settle"}
     draw(figure)
@@ -125,6 +126,12 @@ def test_velocity_has_a_line_a_thought_a_median_and_the_threshold() -> None:
 
 def test_the_phases_are_those_of_the_loop() -> None:
     assert plots.search_length(fake()) == 4 and plots.search_length(constant()) == 0
+    record = fake().outcome
+    assert record is not None
+    search = SearchOutput(
+        record.pool, record.latents, record.trace, np.array(6), np.array(2)
+    )  # of which nothing came to rest yet
+    assert plots.search_length(Result(**{**vars(fake()), "outcome": search})) == 6
 
 
 def test_the_spectrum_has_a_line_a_slot() -> None:
@@ -151,7 +158,7 @@ def test_the_cloud_contracts_and_no_nan_enters() -> None:
     result = fake()
     size, at = plots.spread(result), plots.plane(result)
     assert size.shape == (TAKEN,) and np.all(np.diff(size) < 0)
-    assert at.shape == (TAKEN, THOUGHTS, 2) and np.isfinite(at).all()
+    assert at.shape == (TAKEN, LATENTS, 2) and np.isfinite(at).all()
     np.testing.assert_allclose(at[-1].mean(axis=0), 0.0, atol=1e-12)
 
 
@@ -169,7 +176,7 @@ def test_size_is_zero_for_equal_thoughts_and_does_not_depend_on_scale() -> None:
             }
         )
 
-    same = np.repeat(np.asarray(trace.latent)[:, :1], THOUGHTS, axis=1)
+    same = np.repeat(np.asarray(trace.latent)[:, :1], LATENTS, axis=1)
     np.testing.assert_allclose(plots.spread(with_latent(same)), 0.0, atol=1e-12)
     np.testing.assert_allclose(
         plots.spread(with_latent(7 * np.asarray(trace.latent))), plots.spread(result)
@@ -180,7 +187,7 @@ def test_size_is_zero_for_equal_thoughts_and_does_not_depend_on_scale() -> None:
 def test_the_cloud_has_an_axis_a_step(steps: tuple[int, ...] | None) -> None:
     figure = plots.plot_cloud(fake(), steps)
     assert len(figure.axes) == (4 if steps is None else len(steps))
-    assert all(len(axes.collections[0].get_offsets()) == THOUGHTS for axes in figure.axes)
+    assert all(len(axes.collections[0].get_offsets()) == LATENTS for axes in figure.axes)
     draw(figure)
 
 
@@ -226,7 +233,7 @@ def test_the_html_stands_alone() -> None:
         and 'role="img"' in page
         and 'type="range"' in page
     )
-    assert page.count("<polyline") == THOUGHTS and page.count("<circle") == THOUGHTS + 1
+    assert page.count("<polyline") == LATENTS and page.count("<circle") == LATENTS + 1
     assert not re.search(r"https?://|src=|NaN|{{", page)
     assert f'max="{TAKEN}"' in page and "<script" not in plots.cloud_html(constant())
 
@@ -236,7 +243,7 @@ def test_the_description_says_what_happened() -> None:
     assert (
         "20 points" in words
         and "sin(x)" in words
-        and f"{THOUGHTS} thoughts took {TAKEN} steps" in words
+        and f"{LATENTS} thoughts took {TAKEN} steps" in words
         and "not settled" in words
     )
     assert "no step" in plots.describe(constant())

@@ -195,7 +195,13 @@ def test_a_step_that_was_not_taken_is_an_error(steps: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(
     "plot",
-    [plots.plot_fit, plots.plot_velocity, pictures.plot_spectrum, pictures.plot_cloud, pictures.plot_hero],
+    [
+        plots.plot_fit,
+        plots.plot_velocity,
+        pictures.plot_spectrum,
+        pictures.plot_cloud,
+        pictures.plot_hero,
+    ],
 )
 @pytest.mark.parametrize(
     "result", [constant(), fake(taken=1), fake(taken=1, steps=1), fake("log(x)"), fake("1/(x - x)")]

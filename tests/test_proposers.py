@@ -50,6 +50,7 @@ from refinemath.proposers.library import (
     unit_rows,
 )
 from refinemath.proposers.missing_term import MissingTerm
+from refinemath.proposers.network import Network
 from refinemath.proposers.pairs import BLOCK, KINDS, LEAST_FVU, Pairs, best_partners
 from refinemath.proposers.prior import Prior
 from refinemath.proposers.quotients import Quotients
@@ -575,6 +576,9 @@ def test_names_come_in_the_order_of_the_registry_and_objects_behind_them() -> No
         (DEFAULT | {"nothing"}, "unknown proposer 'nothing'"),
         ([], "no proposer is left; choose some of network"),
         (DEFAULT - DEFAULT, "no proposer is left"),
+        ([Network(per_latent=0)], "per_latent is 0; it must be a positive whole number"),
+        (["short", Edits(count=2.0)], "count is 2.0; it must be a positive whole number"),
+        ([Pairs(refine=-1)], "refine is -1; it must be a positive whole number"),
     ],
     ids=str,
 )

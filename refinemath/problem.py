@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,7 @@ def read_table(
     position of the column to explain (the last one).  `features`: those to explain it by (all
     others).
     """
+    features = [features] if isinstance(features, str) else features
     if isinstance(data, Table):
         table = data
     elif y is None:
@@ -123,8 +125,8 @@ def _join_columns(
 def _position(column: str | int, names: list[str] | None, count: int) -> int:
     """The place of a column that is given by its name or its position."""
     known = names or [*default_names(count - 1), "y"]
-    if isinstance(column, int) and -count <= column < count:
-        return column % count
+    if isinstance(column, numbers.Integral) and -count <= column < count:
+        return int(column) % count
     if column in known:
         return known.index(str(column))
     raise DataError(f"there is no column {column!r}; the columns are {', '.join(known)}"[:1000])

@@ -78,8 +78,6 @@ def rescale(solution: Solution, problem: Problem) -> Solution | None:
         return refine_constants(direct.terms, problem.x, problem.y)
     pairs = zip(VARIABLES, problem.scale.tolist(), strict=False)
     factor: dict[Any, tuple[Any, ...]] = {v: ("mul", 1 / s, v) for v, s in pairs}
-        v: ("mul", float(1 / s), v) for v, s in zip(VARIABLES, problem.scale, strict=False)
-    }
     scaled = [
         Formula(tuple(q for p in t.parts for q in factor.get(p, (p,)))) for t in solution.terms
     ]

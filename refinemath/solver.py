@@ -183,7 +183,9 @@ class RefineMath:
             if schedule.reading_ended(improved=improved, exact=answers.exact):
                 break
             output = search(schedule.turn) if ahead is None else ahead
-        result = _result(answers, engine.record(schedule, *kept, threshold), table)
+        record = engine.record(schedule, *kept, threshold)
+        steps += record.steps - record.searched
+        result = _result(answers, record, table)
         seconds = time.perf_counter() - began
         return replace(result, searches=schedule.turn + 1, steps=steps, seconds=seconds)
 

@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from refinemath.compilation import keep_compiled_programs
 from refinemath.evaluation import PARTS, evaluate, systems
 from refinemath.model import STABILISERS, ModelConfig
 from refinemath.proposers.registry import REGISTRY
@@ -203,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status.  Bad input is one line on stderr and status 2."""
     options = _parser().parse_args(arguments)
+    keep_compiled_programs()
     try:
         return {"solve": _solve, "train": _train, "evaluate": _evaluate}[options.command](options)
     except (

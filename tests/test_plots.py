@@ -5,10 +5,10 @@ data.
 import re
 
 import numpy as np
+import pictures
 import pytest
 from matplotlib.figure import Figure
 
-import pictures
 from refinemath import plots
 from refinemath.answer.symbolic import latex_of
 from refinemath.compiled import SearchRecord

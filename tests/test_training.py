@@ -254,7 +254,7 @@ def test_a_run_leaves_a_log_a_checkpoint_and_weights(whole_run: Path) -> None:
         meta["config"]["latent_dim"] == CONFIG.latent_dim
         and meta["examples"] == STEPS * RECIPE.batch
     )
-    params, _, config = RefineMath(latent_dim=64, weights=whole_run / "weights.npz")._parameters()
+    params, _, config = RefineMath(latent_dim=64, weights=whole_run / "weights.npz").parameters()
     assert config == CONFIG and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 

@@ -1,5 +1,5 @@
 """What is each proposer worth?  The search with all of them, without each, with each alone, with
-blind draws in place of the network (null), and without inverted targets, at one clock.
+blind draws in place of the network (null), and without transformed targets, at one clock.
 
 `--table depth` asks instead how recovery grows with latents and steps: the network alone beside as
 many blind draws, one search a problem.
@@ -23,8 +23,9 @@ from experiments.contenders import SYSTEMS, TABLES
 from experiments.runner import Experiment
 from refinemath import RefineMath, SearchConfig
 from refinemath.evaluation import PARTS, Problem, recovered
-from refinemath.problem import POINTS
+from refinemath.problem import prepare
 from refinemath.proposers.registry import DEFAULT
+from refinemath.solver import search_room
 
 
 def chosen(options: Namespace) -> list[str]:
@@ -46,10 +47,10 @@ def problems(part: str, every: int, quick: bool) -> dict[str, Problem]:
 
 
 @functools.cache
-def compiled_solver(quick: bool, system: str, columns: int, many: bool) -> RefineMath:
+def compiled_solver(quick: bool, system: str, columns: int, room: int) -> RefineMath:
     """A system, compiled outside the clock for problems of this shape."""
     model = answers.solver(Namespace(quick=quick), **SYSTEMS[system])
-    x = np.random.default_rng(0).uniform(1, 2, (40 if many else 20, columns))
+    x = np.random.default_rng(0).uniform(1, 2, (room, columns))
     model.solve(x, np.sin(x[:, 0]), time_budget=0.01)
     return model
 
@@ -68,7 +69,7 @@ def task(options: Namespace, name: str) -> Any:
         return seconds_a_step(options, name.removeprefix("step:"))
     _, part, which = name.split(":", 2)
     problem = problems(part, options.every, options.quick)[which]
-    shape = problem.x.shape[1], len(problem.y) > POINTS // 2
+    shape = problem.x.shape[1], search_room(prepare(problem.x, problem.y))
     names = chosen(options)
     turn = sum(map(ord, which)) % len(names)  # nobody always goes first
     row: dict[str, Any] = {"name": which, "length": problem.length}

@@ -13,12 +13,13 @@ from experiments import networks
 from experiments.runner import DATA
 from refinemath import RefineMath, Result, SearchConfig
 from refinemath.compiled import no_rows, run_search
+from refinemath.corpus.build import blind_table
 from refinemath.evaluation import Problem, problems_of, recovered, warm_up
 from refinemath.loop import Proposer, SearchOutput, declares
 from refinemath.problem import prepare
 from refinemath.proposers.library import short_skeletons
 from refinemath.proposers.registry import DEFAULT, resolve
-from refinemath.solver import blind_table
+from refinemath.solver import device_points
 
 QUICK = SearchConfig(latents=2, pool=32, refit=2, fit_steps=1, subtrees=32, search_steps=2)
 
@@ -61,15 +62,15 @@ def search(
     chosen = resolve(proposers)
     traits = ("reads_latents", "uses_library", "uses_table")
     uses = {t: any(declares(p, t) for p in chosen) for t in traits}
-    network = networks.shipped()
-    slots = network.config.slots
+    params, graph, shipped = networks.shipped()
+    slots, read = shipped.slots, uses["reads_latents"]
     return run_search(
-        network.params if uses["reads_latents"] else None,
-        network.graph if uses["reads_latents"] else None,
-        prepare(problem.x, problem.y).points,
+        params if read else None,
+        graph if read else None,
+        device_points(prepare(problem.x, problem.y)),
         jax.random.key(seed),
         jnp.asarray(short_skeletons(slots)) if uses["uses_library"] else no_rows(slots),
-        jnp.asarray(blind_table()) if uses["uses_table"] else no_rows(slots),
+        jnp.asarray(blind_table(slots)) if uses["uses_table"] else no_rows(slots),
         jnp.int32(limit),
         proposers=chosen,
         config=config,

@@ -21,6 +21,7 @@ from refinemath.execution import Programs
 from refinemath.expression import MAX_VARIABLES, TOKEN_VALUE, VOCABULARY_SIZE
 from refinemath.loop import Context, SearchState
 from refinemath.model import Encoded, ModelConfig
+from refinemath.weights import Weights
 
 
 class Layer(nnx.Module):
@@ -80,7 +81,7 @@ class Sampled:
     when the search begins, `count` for each of `rounds` steps.
     """
 
-    network: networks.Network
+    network: Weights
     count: int = 512
     rounds: int = 8
     refine: int = 128
@@ -88,7 +89,7 @@ class Sampled:
 
     def init(self, context: Context, key: Array) -> Int[Array, "rounds count slots"]:
         """Encode the points and draw."""
-        model = self.network.model()
+        model = nnx.merge(self.network.graph, self.network.params)
         tokens = model.sample(key, model.encoder(context.points), self.rounds * self.count)
         return tokens.reshape(self.rounds, self.count, -1)
 

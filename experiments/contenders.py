@@ -30,7 +30,7 @@ def network_and_prior(latents: int = 32, steps: int = 8) -> dict[str, System]:
     """The network alone, and as many blind draws."""
     network, config = Network(), SearchConfig(latents=latents, search_steps=steps)
     prior = Prior(count=latents * network.per_latent, refine=latents * network.refine)
-    usual: System = {"config": config, "max_iters": 2 * steps, "undo": False, "patience": 0}
+    usual: System = {"config": config, "max_iters": 2 * steps, "transforms": False, "patience": 0}
     label = f"{latents} latents, {steps} steps"
     both = {"network": network, "prior": prior}
     return {f"{name}, {label}": {"proposers": [p], **usual} for name, p in both.items()}
@@ -39,7 +39,7 @@ def network_and_prior(latents: int = 32, steps: int = 8) -> dict[str, System]:
 SIZES = ((32, 8), (2, 8), (8, 8), (32, 2), (32, 4), (32, 16))
 TABLES: dict[str, dict[str, System]] = {
     "proposers": {name: {"proposers": set_} for name, set_ in systems(ablation=True).items()}
-    | {"without inversion": {"undo": False}},
+    | {"without transforms": {"transforms": False}},
     "depth": {k: v for size in SIZES for k, v in network_and_prior(*size).items()},
 }
 SYSTEMS = {name: system for table in TABLES.values() for name, system in table.items()}

@@ -13,17 +13,16 @@ from argparse import Namespace
 from dataclasses import replace
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import answers, measure, networks
 from experiments.runner import Experiment
 from experiments.stopping import SOLVED, auc, cheapest, rank_correlation, rules
 from refinemath import RefineMath, SearchConfig
-from refinemath.compiled import run_settle
+from refinemath.compiled import record_search
 from refinemath.evaluation import Problem, recovered
 from refinemath.problem import prepare
+from refinemath.solver import device_points
 
 THRESHOLD = 1e-5
 
@@ -52,17 +51,15 @@ def task(options: Namespace, name: str) -> dict[str, Any]:
     problem = problems(options.every, options.quick)[name]
     model = solver(options.quick, options.steps)
     result = model.solve(problem.x, problem.y, time_budget=options.clock, seed=options.seed)
-    found, points = result.outcome, prepare(problem.x, problem.y).points
-    network = networks.shipped()
-    best = jax.tree.map(lambda a: a[:1], found.pool.candidates())
+    points = device_points(prepare(problem.x, problem.y))
     record: dict[str, Any] = {"length": problem.length, "recovered": recovered(problem, result)}
-    for label, leap in (("settled", model.config.leap), ("without leaps", 0.0)):
-        start = (network.params, network.graph, points, found.latents, best)
-        config = replace(model.config, steps=options.steps, leap=leap)
-        trace, steps, all_still = run_settle(*start, jnp.float32(THRESHOLD), config=config)
-        curve = np.median(np.asarray(trace.velocity)[: int(steps)], axis=1)
+    (params, graph, _), config = networks.shipped(), model.config
+    found = answers.search(problem, config, seed=options.seed)
+    for label, leap in (("settled", config.leap), ("without leaps", 0.0)):
+        end = record_search(params, graph, points, found, THRESHOLD, replace(config, leap=leap))
+        curve = np.median(end.trace.velocity[end.searched :], axis=1)
         late = float(curve[curve > 0][-1]) if np.any(curve > 0) else 1e-9
-        record[label] = {"all": bool(all_still), "steps": int(steps), "late velocity": late}
+        record[label] = {"all": end.converged, "steps": end.steps, "late velocity": late}
     base = answers.QUICK if options.quick else SearchConfig()
     endless = replace(base, solved=0.0, search_steps=options.steps, shorten=options.steps)
     whole = answers.search(problem, endless, seed=options.seed)

@@ -7,7 +7,6 @@ import time
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,20 +26,9 @@ from refinemath.expression import END
 from refinemath.fitting import Points, no_candidate
 from refinemath.model import Model, ModelConfig
 from refinemath.training import TrainConfig, Trainer, make_optimizer, make_trainer
+from refinemath.weights import Weights
 
 exclusions = functools.cache(training_exclusions)  # made once a process
-
-
-class Network(NamedTuple):
-    """A model, split."""
-
-    params: Any
-    graph: Any
-    config: ModelConfig
-
-    def model(self) -> Any:
-        """The two together."""
-        return nnx.merge(self.graph, self.params)
 
 
 def small_config(options: Namespace, **fields: Any) -> ModelConfig:
@@ -50,17 +38,17 @@ def small_config(options: Namespace, **fields: Any) -> ModelConfig:
     return ModelConfig(**(shape | (quick if options.quick else {}) | fields))
 
 
-def random_network(config: ModelConfig, kind: Any = Model, seed: int = 0) -> Network:
+def random_network(config: ModelConfig, kind: Any = Model, seed: int = 0) -> Weights:
     """A network before training."""
     graph, params = nnx.split(kind(config, rngs=nnx.Rngs(seed)))
-    return Network(params, graph, config)
+    return Weights(params, graph, config)
 
 
-def load(path: Path, kind: Any = Model) -> Network:
+def load(path: Path, kind: Any = Model) -> Weights:
     """The network of a weights file."""
     config = ModelConfig(**weights.read_meta(path)["config"])
     graph, template = nnx.split(nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0))))
-    return Network(weights.load(path, template)[0], graph, config)
+    return Weights(weights.load(path, template)[0], graph, config)
 
 
 def save(path: Path, params: Any, config: ModelConfig) -> None:
@@ -69,10 +57,9 @@ def save(path: Path, params: Any, config: ModelConfig) -> None:
     weights.save(path, params, {"config": asdict(config)}, dtype=np.float16)
 
 
-@functools.cache
-def shipped(width: int = 512) -> Network:
+def shipped() -> Weights:
     """The network in the package."""
-    return load(Path(str(resources.files("refinemath") / "weights" / f"refinemath-{width}.npz")))
+    return weights.shipped_weights(512)
 
 
 def size_of(config: ModelConfig, kind: Any = Model) -> int:

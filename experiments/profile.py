@@ -19,8 +19,9 @@ import numpy as np
 from experiments import answers, measure
 from experiments.runner import ROOT, Experiment
 from refinemath import RefineMath
-from refinemath.answer.choose import choose_solution, refit_pool
+from refinemath.answer.choose import Answers, refit
 from refinemath.problem import prepare
+from refinemath.solver import pool_candidates
 
 FIRST = """
 import time; a = time.time(); import refinemath; b = time.time()
@@ -43,7 +44,8 @@ def solving(options: Namespace) -> dict[str, Any]:
 
         prepared = done(prepare(problem.x, problem.y))
         outcome = done(jax.block_until_ready(answers.search(problem, config)))
-        done(choose_solution(done(refit_pool(outcome, prepared)), prepared))
+        front = done(refit(pool_candidates(outcome), prepared))
+        done(Answers(prepared).choose(front))
         for name, spent in zip(phases, np.diff(stamps), strict=True):
             phases[name].append(float(spent))
     report: dict[str, Any] = {"phases": measure.medians(phases)}

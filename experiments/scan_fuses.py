@@ -24,6 +24,7 @@ from experiments.runner import DATA, Experiment
 from refinemath.evaluation import heldout_problems
 from refinemath.fitting import no_candidate
 from refinemath.problem import prepare
+from refinemath.solver import device_points
 
 WAYS = ("Python loop", "unrolled", "scan", "while_loop")
 LATENTS = 8
@@ -34,7 +35,7 @@ def ways() -> tuple[dict[str, Callable[[int, Any, Array], Any]], Any, Array]:
     """Every way to take n steps, with the parameters and latents that they start from."""
     params, graph, config = networks.shipped()
     problem = heldout_problems(DATA / "heldout.csv", every=300)[0]
-    one = prepare(problem.x, problem.y).points
+    one = device_points(prepare(problem.x, problem.y))
     points = jax.tree.map(lambda a: jnp.repeat(a, LATENTS, axis=0), one)
     nothing = no_candidate(points, config.slots)
     encoded = jax.jit(lambda p: nnx.merge(graph, p).encoder(points))(params)

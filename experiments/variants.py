@@ -67,7 +67,7 @@ def task(options: Namespace, name: str) -> dict[str, Any]:
     networks.save(path, params, config)
     graph, fresh = networks.random_network(config).graph, networks.fresh_examples(options)
     cost = networks.nats(params, graph, fresh, jax.random.key(10_001))
-    own = {"latent_dim": config.latent_dim, "weights": path, "undo": False, "patience": 0}
+    own = {"latent_dim": config.latent_dim, "weights": path, "transforms": False, "patience": 0}
     model = answers.solver(options, ("network",), **own)
     solved = answers.answers(options, model, answers.problems(options), int(seed))
     return {

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
 from refinemath.fitting import Candidate, Points
-from refinemath.loop import Context, Proposer, SearchConfig, SearchOutput, Trace, search, settle
+from refinemath.loop import (
+    Context,
+    Proposer,
+    SearchConfig,
+    SearchOutput,
+    SettleOutput,
+    Trace,
+    search,
+    settle,
+)
+from refinemath.pool import Pool
 from refinemath.proposers.library import make_library
 from refinemath.proposers.short import initial_pool
 
@@ -59,11 +70,51 @@ def run_settle(
     latents: Float[Array, "latents slots dim"],
     best: Candidate,
     threshold: Array,
+    limit: Array,
     *,
     config: SearchConfig,
-) -> tuple[Trace, Array, Array]:
-    """`loop.settle` compiled: the trace, the steps taken, and whether every latent stands still."""
-    return settle(nnx.merge(graph, params), points, latents, best, threshold, config)
+) -> SettleOutput:
+    """`loop.settle` compiled."""
+    model = nnx.merge(graph, params)
+    return settle(model, points, latents, best, threshold, limit, config)
+
+
+class SearchRecord(NamedTuple):
+    """A search and how its latents came to rest, in NumPy."""
+
+    pool: Pool
+    latents: np.ndarray  # (latents, slots, dim)
+    trace: Trace  # a row for each step
+    searched: int  # steps in which the candidates changed; in the others the latents came to rest
+    steps: int
+    found_at: int
+    converged: bool
+
+
+def record_search(
+    params: Any,
+    graph: Any,
+    points: Points,
+    output: SearchOutput,
+    threshold: float,
+    config: SearchConfig,
+) -> SearchRecord:
+    """The record of a search; its latents are brought to rest first, if there are any."""
+    searched = int(output.steps)
+    latents, rows, steps, converged = output.latents, [(output.trace, searched)], searched, True
+    if len(latents):
+        best, limit = output.pool.candidates(), jnp.int32(config.steps - searched)
+        end = run_settle(
+            params, graph, points, latents, best, jnp.float32(threshold), limit, config=config
+        )
+        latents, converged = end.latents, bool(end.converged)
+        rows.append((end.trace, int(end.steps)))
+        steps += int(end.steps)
+    traces = [jax.tree.map(lambda a, n=n: np.asarray(a)[:n], trace) for trace, n in rows]
+    trace = jax.tree.map(lambda *parts: np.concatenate(parts), *traces)
+    pool = jax.tree.map(np.asarray, output.pool)
+    found_at = int(output.found_at)
+    return SearchRecord(pool, np.asarray(latents), trace, searched, steps, found_at, converged)
 
 
 def no_rows(slots: int) -> Int[Array, "0 slots"]:

@@ -17,7 +17,7 @@ from jax import Array
 SLOTS = 16  # the longest formula, in tokens
 
 
-MAX_VARIABLES = 3
+MAX_VARIABLES = 10
 
 
 CONSTANT_BINS = tuple(
@@ -214,7 +214,7 @@ class Formula:
         return np.where(np.isfinite(values), values, np.nan)
 
     def sympy(self) -> sympy.Expr:
-        """The SymPy expression, in the symbols x1..x3, or x where no other variable than x1
+        """The SymPy expression, in the symbols x1..x10, or x where no other variable than x1
         occurs.
         """
         only = {p for p in self.parts if p in VARIABLES} <= {"x1"}

@@ -131,6 +131,11 @@ class SearchOutput(NamedTuple):
     steps: Array
     found_at: Array
 
+    @property
+    def searched(self) -> Array:
+        """Steps in which candidates could change: all of them, as opposed to a record's."""
+        return self.steps
+
 
 def declares(proposer: Proposer, trait: str) -> bool:
     """Whether a proposer declares `samples`, `reads_latents`, `uses_library` or `uses_table`."""
@@ -225,10 +230,12 @@ class Loop:
         """The samples of this step and half of their subtrees, as material for the next."""
         for proposer, start, size in zip(self.proposers, starts, sizes, strict=True):
             if declares(proposer, "samples"):
-                kept = len(state.samples.tokens)
-                samples = jax.tree.map(lambda a, i=start, n=kept: a[i : i + n], programs)
-                half = slice(start, start + max(size // 2, 1))
-                most = len(state.subtrees.tokens)
+                kept, most = len(state.samples.tokens), len(state.subtrees.tokens)
+                # again from the first where there are fewer than there is room for
+                rows = start + jnp.arange(kept) % size
+                samples = jax.tree.map(lambda a, r=rows: a[r], programs)
+                least = -(-most // programs.tokens.shape[1])
+                half = start + jnp.arange(max(size // 2, least)) % size
                 material = Programs(programs.tokens[half], programs.values[half])
                 mask = self.context.points.mask
                 subtrees = distinct_subtrees(material, nodes[:, half], mask, most)
@@ -343,49 +350,75 @@ class SettleState(NamedTuple):
     trace: Trace
 
 
+@dataclass(frozen=True)
+class Settling:
+    """What stays the same while the latents come to rest with one formula as their candidate."""
+
+    model: Any
+    encoded: Encoded
+    candidate: Candidate
+    threshold: Array
+    limit: Array  # steps
+    leap: float
+
+    def step(self, state: SettleState) -> SettleState:
+        """Move every latent that has not halted."""
+        refined = new = self.model.refiner(state.latents, self.encoded, self.candidate)
+        if self.leap:
+            ahead = anderson_step(state.latents, refined, state.before, self.leap)
+            ahead = stabilise(ahead, self.model.refiner.stabiliser)
+            new = jnp.where(state.step >= 2, ahead, refined)
+        halted = state.hits >= 2
+        speed = jnp.where(halted, 0.0, velocity(state.latents, new))
+        hits = jnp.where(speed < self.threshold, state.hits + 1, 0)
+        latents = jnp.where(halted[:, None, None], state.latents, new)
+        t, trace = state.step, state.trace
+        trace = Trace(
+            trace.velocity.at[t].set(speed),
+            trace.fvu.at[t].set(self.candidate.fvu[0]),
+            trace.gram.at[t].set(latents[0] @ latents[0].T),
+            trace.latent.at[t].set(sketch(latents)),
+        )
+        hits = jnp.where(halted, state.hits, hits)
+        return SettleState(latents, (state.latents, refined), hits, t + 1, trace)
+
+    def unfinished(self, state: SettleState) -> Array:
+        """Until every latent has halted, or the steps are used up."""
+        return (state.step < self.limit) & jnp.any(state.hits < 2)
+
+
+class SettleOutput(NamedTuple):
+    """The end of `settle`."""
+
+    latents: Float[Array, "latents slots dim"]
+    trace: Trace
+    steps: Array
+    converged: Array  # whether every latent stands still
+
+
 def settle(
     model: Any,
     points: Points,
     latents: Float[Array, "latents slots dim"],
     best: Candidate,
     threshold: Array,
+    limit: Array,
     config: SearchConfig,
-) -> tuple[Trace, Array, Array]:
+) -> SettleOutput:
     """Refine the latents with one formula as their candidate until each stands still, its velocity
-    under the threshold twice in a row.  Chapter 7.
+    under the threshold twice in a row, in `limit` steps at most (`config.steps` in the trace).
 
-    Returns the trace, the steps taken (`config.steps` at most), and whether all stand still.  This
-    changes no formula: it is the record of halting.
+    This changes no formula: it is the record of halting.  Chapter 7.
     """
     count = len(latents)
     encoded = encode_points(model, points, count)
     candidate = jax.tree.map(lambda a: jnp.broadcast_to(a[:1], (count, *a.shape[1:])), best)
-
-    def step(state: SettleState) -> SettleState:
-        refined = model.refiner(state.latents, encoded, candidate)
-        new = refined
-        if config.leap:
-            ahead = anderson_step(state.latents, refined, state.before, config.leap)
-            ahead = stabilise(ahead, model.refiner.stabiliser)
-            new = jnp.where(state.step >= 2, ahead, refined)
-        halted = state.hits >= 2
-        speed = jnp.where(halted, 0.0, velocity(state.latents, new))
-        hits = jnp.where(halted, state.hits, jnp.where(speed < threshold, state.hits + 1, 0))
-        latents = jnp.where(halted[:, None, None], state.latents, new)
-        t, trace = state.step, state.trace
-        trace = Trace(
-            trace.velocity.at[t].set(speed),
-            trace.fvu.at[t].set(best.fvu[0]),
-            trace.gram.at[t].set(latents[0] @ latents[0].T),
-            trace.latent.at[t].set(sketch(latents)),
-        )
-        return SettleState(latents, (state.latents, refined), hits, t + 1, trace)
-
     trace = empty_trace(config.steps, count, latents.shape[1])
-    zero = jnp.zeros((), jnp.int32)
-    start = SettleState(latents, (latents, latents), jnp.zeros(count, jnp.int32), zero, trace)
-    end = jax.lax.while_loop(lambda s: (s.step < config.steps) & jnp.any(s.hits < 2), step, start)
-    return end.trace, end.step, jnp.all(end.hits >= 2)
+    still = jnp.zeros(count, jnp.int32)
+    start = SettleState(latents, (latents, latents), still, jnp.zeros((), jnp.int32), trace)
+    settling = Settling(model, encoded, candidate, threshold, limit, config.leap)
+    end = jax.lax.while_loop(settling.unfinished, settling.step, start)
+    return SettleOutput(end.latents, end.trace, end.step, jnp.all(end.hits >= 2))
 
 
 def anderson_step(

@@ -23,6 +23,10 @@ from refinemath.newton_schulz import MUON, POLAR, orthogonalize
 STABILISERS = ("rms", "soft", "polar", "muon")
 
 
+# the encoder's features know up to three variables, although the vocabulary has ten
+FEATURE_VARIABLES = 3
+
+
 GLANCE = 64  # numbers of each slot that the reader sees wherever it stands
 
 
@@ -83,8 +87,8 @@ class ModelConfig:
                 f"latent_dim is {self.latent_dim}; {self.slots} orthogonal slots need at least "
                 f"{4 * self.slots}"
             )
-        if not 1 <= self.variables <= MAX_VARIABLES:
-            raise ValueError(f"variables is {self.variables}; it must be 1 to {MAX_VARIABLES}")
+        if not 1 <= self.variables <= FEATURE_VARIABLES:
+            raise ValueError(f"variables is {self.variables}; it must be 1 to {FEATURE_VARIABLES}")
 
 
 def stabilise(z: Float[Array, "batch slots dim"], kind: str) -> Float[Array, "batch slots dim"]:
@@ -122,7 +126,7 @@ def point_features(points: Points) -> Float[Array, "batch points features"]:
     raw = y / root_mean_square
     features = [standard / 2, jnp.arcsinh(5 * standard) / 3, raw / 2, _log_size(raw), jnp.sign(raw)]
     features += [wave(k * standard) for k in (1.0, 2.0, 4.0, 8.0) for wave in (jnp.sin, jnp.cos)]
-    for v in range(MAX_VARIABLES if variables > 1 else 1):
+    for v in range(FEATURE_VARIABLES if variables > 1 else 1):
         xv = x[:, v] if v < variables else jnp.zeros_like(y)
         top = jnp.max(jnp.where(mask, jnp.abs(xv), 0.0), axis=-1, keepdims=True) + 1e-6
         features += [
@@ -177,7 +181,11 @@ def feedback_features(
     return jnp.where(points.mask[..., None], jnp.stack(features, axis=-1), 0.0)
 
 
-POINT_FEATURES = {1: 5 + 8 + 14 + 6, 2: 5 + 8 + 14 * MAX_VARIABLES, 3: 5 + 8 + 14 * MAX_VARIABLES}
+POINT_FEATURES = {
+    1: 5 + 8 + 14 + 6,
+    2: 5 + 8 + 14 * FEATURE_VARIABLES,
+    3: 5 + 8 + 14 * FEATURE_VARIABLES,
+}
 
 
 FEEDBACK_FEATURES = 6

@@ -247,7 +247,8 @@ def test_recursive_model_is_trained(tmp_path: Path) -> None:
     assert asdict(network.config) == record["config"]
     x = jnp.linspace(-1, 1, 20)[None, None]
     plot = Points(x, x[:, 0] ** 2, jnp.ones((1, 20), bool))
-    draw = jax.jit(lambda key: network.model().sample(key, network.model().encoder(plot), 6))
+    model = nnx.merge(network.graph, network.params)
+    draw = jax.jit(lambda key: model.sample(key, model.encoder(plot), 6))
     tokens = draw(jax.random.key(0))
     assert tokens.shape == (6, network.config.slots) and bool(jnp.all(is_legal(tokens)))
 
@@ -421,6 +422,6 @@ def test_ablation_quick(tmp_path: Path) -> None:
     against = row["against all"]
     assert against["better"] - against["worse"] == round(against["difference"]["value"] * len(each))
     assert table["all"]["seconds a step"]["n"] == 2
-    assert {"without network", "only network", "null", "without inversion"} <= set(
+    assert {"without network", "only network", "null", "without transforms"} <= set(
         contenders.SYSTEMS
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import jax.numpy as jnp
 import numpy as np
 
 from refinemath.corpus.canonical import _BINARY_WEIGHT, _UNARY_WEIGHT, CONSTANT, is_canonical
+from refinemath.corpus.exclusions import training_exclusions
 from refinemath.corpus.signatures import _as_words, signature
 from refinemath.examples import SkeletonTable
 from refinemath.expression import END, OPERATOR_TOKEN, SLOTS
@@ -102,3 +104,11 @@ def build_table(
         rows.append(found[:per_length])
     start = np.cumsum([0, 0, *map(len, rows)])
     return SkeletonTable(jnp.asarray(np.concatenate(rows)), jnp.asarray(start, jnp.int32))
+
+
+@functools.cache
+def blind_table(slots: int = SLOTS, variables: int = 1, per_length: int = 60_000) -> np.ndarray:
+    """Skeletons for blind draws, made and kept as for training: the null model of the network."""
+    words = training_exclusions(variables)[0]
+    table = build_table(per_length, seed=99, variables=variables, slots=slots, excluded=words)
+    return np.asarray(table.tokens)

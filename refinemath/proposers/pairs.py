@@ -37,7 +37,9 @@ class Pairs:
     """The best `per_kind` sums, products and quotients of subtrees and short formulas."""
 
     per_kind: int = 64
-    shortest: int = 544  # entries of the library: up to four tokens of x, common constants
+    # entries of the library for every column: up to four tokens, common constants
+    shortest: int = 544
+    most: int = 2048
     refine: int = 20
     uses_library: ClassVar[bool] = True
 
@@ -49,11 +51,10 @@ class Pairs:
         self, model: Any, context: Context, memory: tuple[()], state: SearchState, key: Array
     ) -> Programs:
         """(kinds x per_kind) formulas, to be executed by whoever asks."""
-        count = min(self.shortest, len(context.library.tokens)) // BLOCK * BLOCK
+        wanted = min(self.shortest * context.points.x.shape[1], self.most)
+        count = min(wanted, len(context.library.tokens)) // BLOCK * BLOCK
         short = Subtrees(*(a[:count] for a in context.library[:3]))
         slots = short.tokens.shape[1]
-        if not count:
-            return mask_invalid(jnp.zeros(3 * self.per_kind, bool), _rows(short, 3 * self.per_kind))
         loss, partner = best_partners(state.subtrees, short, context.points)
         part = jax.lax.top_k(-loss, min(self.per_kind, loss.shape[1]))[1]
         entry = jnp.take_along_axis(partner, part, axis=1).reshape(-1)
@@ -63,13 +64,6 @@ class Pairs:
         second = whole(Programs(state.subtrees.tokens, state.subtrees.values), part.reshape(-1))
         good = (first.length + second.length < slots) & (second.length > 0)
         return mask_invalid(good, concat_tokens(slots, head, first, second))
-
-
-def _rows(short: Subtrees, count: int) -> Programs:
-    return Programs(
-        jnp.zeros((count, short.tokens.shape[1]), jnp.int32),
-        jnp.zeros((count, short.tokens.shape[1]), jnp.float32),
-    )
 
 
 def best_partners(subtrees: Subtrees, short: Subtrees, points: Points) -> tuple[Array, Array]:
@@ -134,4 +128,4 @@ def product_fvu(
 def pair_loss(fvu: Array, size: Array, count: Array) -> Array:
     """FVU times the price of the tokens: the exponential of the score, which needs no logarithm."""
     price = jnp.exp(PAIR_COST / count.astype(jnp.float32) * size.astype(jnp.float32))
-    return jnp.maximum(fvu, LEAST_FVU) * price
+    return jnp.maximum(fvu, LEAST_FVU) * jnp.broadcast_to(price, fvu.shape)

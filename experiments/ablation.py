@@ -1,12 +1,8 @@
 """What is each proposer worth?  The search with all of them, without each, with each alone, with
-blind draws in place of the network (null), and without transformed targets, at one clock.
+blind draws for the network (null), and without transformed targets, at one clock, all on the same
+problems.  `--table depth`: the network alone, and as many blind draws, by latents and steps.
 
-`--table depth` asks instead how recovery grows with latents and steps: the network alone beside as
-many blind draws, one search a problem.
-
-Every problem is a task of its own that all systems solve in turn, so a run that was interrupted
-goes on with the next problem.  Differences are against "all", or the first system of the table,
-paired by problem.
+A problem is one task, so an interrupted run goes on with the next; pairs are with the first system.
 """
 
 from __future__ import annotations
@@ -30,8 +26,7 @@ from refinemath.solver import search_room
 
 def chosen(options: Namespace) -> list[str]:
     """The systems of the table, or those that were named."""
-    every = list(TABLES[options.table])
-    return every if options.systems == ["every"] else list(options.systems)
+    return list(TABLES[options.table] if options.systems == ["every"] else options.systems)
 
 
 def set_of(options: Namespace) -> str:

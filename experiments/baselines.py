@@ -105,7 +105,8 @@ class Sampled:
 
 def matched(kind: Any, config: ModelConfig, target: int) -> ModelConfig:
     """The configuration whose parameter count is nearest to `target`, by its width."""
-    widths = [replace(config, width=w) for w in range(config.heads, 4 * config.width, config.heads)]
+    heads = max(1, config.heads // 2)  # fewer heads allow finer widths
+    widths = [replace(config, heads=heads, width=w) for w in range(heads, 4 * config.width, heads)]
     above = bisect.bisect_left(widths, target, key=lambda c: networks.size_of(c, kind))
     near = widths[max(above - 1, 0) : above + 1] or widths[-1:]
     return min(near, key=lambda c: abs(networks.size_of(c, kind) - target))

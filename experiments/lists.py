@@ -15,9 +15,7 @@ from refinemath.expression import combine, decode, split_terms
 
 
 def make_heldout(path: Path, *, seed: int = 20261124, per_length: int = 30) -> None:
-    """Draw `per_length` random formulas of each length 3 to 12 with constants, coefficients and a
-    range; write them as CSV.
-    """
+    """Write `per_length` random formulas of each length 3 to 12, with their ranges, as CSV."""
     bank = build_table(400, seed=seed)
     draw = jax.jit(lambda key, weights: draw_examples(key, bank, 64, weights=weights))
     rows = []

@@ -7,10 +7,26 @@ import itertools
 import jax.numpy as jnp
 import numpy as np
 
-from refinemath.corpus.canonical import _BINARY_WEIGHT, _UNARY_WEIGHT, CONSTANT, is_canonical
+from refinemath.corpus.canonical import CONSTANT, is_canonical
 from refinemath.corpus.signatures import _as_words, signature
 from refinemath.examples import SkeletonTable
 from refinemath.expression import END, OPERATOR_TOKEN, SLOTS
+
+_UNARY_WEIGHT = {
+    "neg": 0.4,
+    "inv": 0.7,
+    "square": 1.0,
+    "cube": 0.7,
+    "pow4": 0.4,
+    "pow5": 0.4,
+    "sqrt": 0.8,
+    "exp": 1.0,
+    "log": 1.0,
+    "sin": 1.0,
+    "cos": 1.0,
+    "tanh": 0.4,
+}
+_BINARY_WEIGHT = {"add": 2.5, "sub": 0.4, "mul": 2.5, "div": 1.0, "pow": 0.2}
 
 
 def _grow(

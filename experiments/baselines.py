@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 
 from experiments import harness
 from refinemath import Formula, RefineMath, Result, grammar, parse
+from refinemath.corpus.exclusions import excludes
 from refinemath.examples import SkeletonTable, draw_examples, length_weights
 from refinemath.expression import ARITY, MAX_VARIABLES, VARIABLES, VOCABULARY_SIZE
 from refinemath.fitting import Candidate, Points, no_candidate
@@ -282,7 +283,7 @@ def token_loss(
 
     def loss(params: Any, key: Array) -> Array:
         model = nnx.merge(graph, params)
-        e = draw_examples(key, bank, recipe.batch, weights=weights, probes=probes)
+        e = draw_examples(key, bank, recipe.batch, weights=weights, reject=excludes(probes))
         return harness.cross_entropy(
             model.logits(model.encoder(Points(e.x, e.y, e.mask)), e.tokens), e
         )

@@ -32,6 +32,7 @@ from jaxtyping import Float
 
 from experiments import harness
 from refinemath import grammar
+from refinemath.corpus.exclusions import excludes
 from refinemath.evaluation import environment, heldout_problems
 from refinemath.examples import SkeletonTable, draw_examples, length_weights
 from refinemath.expression import TOKEN_VALUE
@@ -82,7 +83,7 @@ def loss_of(
     def loss(params: Any, key: Array) -> Array:
         model = nnx.merge(graph, params)
         k_draw, k_noise = jax.random.split(key)
-        e = draw_examples(k_draw, bank, recipe.batch, weights=weights, probes=probes)
+        e = draw_examples(k_draw, bank, recipe.batch, weights=weights, reject=excludes(probes))
         points = Points(e.x, e.y, e.mask)
         encoded = model.encoder(points)
         later = encoded if injected else unseen(encoded)
@@ -230,7 +231,7 @@ def measure(
         bank,
         options.fresh,
         weights=length_weights(bank),
-        probes=harness.exclusions()[1],
+        reject=excludes(harness.exclusions()[1]),
     )
     logits = run(Points(e.x, e.y, e.mask), jax.random.key(seed + 1))["logits"]
     out["loss"] = [float(harness.cross_entropy(logits[t - 1], e)) for t in at]

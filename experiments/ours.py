@@ -236,8 +236,8 @@ def prior_nats(bank: SkeletonTable, e: Examples) -> np.ndarray:
     """What the same formulas cost a blind draw from the bank that they come from; constants at the
     frequency that they have in these examples.
     """
-    tokens, weight = np.asarray(e.tokens), np.asarray(length_weights(bank))
-    length, formulas = (tokens != END).sum(1), np.diff(np.asarray(bank.start))
+    tokens, weight = np.asarray(e.tokens), np.asarray(length_weights(bank)).sum(axis=1)
+    length, formulas = (tokens != END).sum(1), np.diff(np.asarray(bank.start)[:, 0])
     number = np.asarray(is_constant(tokens))
     share = np.bincount(tokens[number], minlength=tokens.max() + 1) / max(number.sum(), 1)
     numbers = np.where(number, -np.log(np.where(number, share[tokens], 1.0)), 0.0).sum(1)

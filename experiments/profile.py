@@ -24,6 +24,7 @@ from experiments import harness
 from experiments.flops import training_flops
 from refinemath import RefineMath, SearchConfig, loop
 from refinemath.answer.choose import choose_solution, refit_pool
+from refinemath.corpus.exclusions import excludes
 from refinemath.evaluation import heldout_problems
 from refinemath.examples import draw_examples, length_weights
 from refinemath.fitting import Points
@@ -64,7 +65,9 @@ def training(options: Any) -> dict[str, Any]:
         state[0], metrics = trainer.step(state[0])
         return metrics
 
-    draw = jax.jit(lambda k: draw_examples(k, bank, recipe.batch, weights=weights, probes=probes))
+    draw = jax.jit(
+        lambda k: draw_examples(k, bank, recipe.batch, weights=weights, reject=excludes(probes))
+    )
     fresh = jax.jit(
         lambda p, k: fresh_batch(k, nnx.merge(graph, p), bank, recipe, weights, probes, config)
     )

@@ -20,6 +20,7 @@ from refinemath.expression import (
     MAX_VARIABLES,
     OPERATOR_TOKEN,
     VOCABULARY_SIZE,
+    is_variable,
 )
 
 CONSTANT = FIRST_CONSTANT + CONSTANT_BINS.index(1)  # stands for "some constant" in a skeleton
@@ -61,12 +62,17 @@ def _rewritten() -> np.ndarray:
 
 
 def _token_hash() -> np.ndarray:
-    """An odd number for each token.  The order of operands depends on them, so those of the tokens
-    that the first edition had stay as they were: x4 to x10 got theirs last.
+    """Two odd numbers a token, (vocabulary, 2): in the first column all variables have that of x1.
+
+    The order of operands depends on the first column alone, so that it does not change when
+    variables are renamed.  The tokens that the first edition had are drawn before x4 to x10, which
+    keeps its order.
     """
     drawn = np.random.default_rng(0).integers(1, 2**20, VOCABULARY_SIZE) * 2 + 1
     later = VOCABULARY_SIZE - (MAX_VARIABLES - 3)
-    return np.concatenate([drawn[:4], drawn[later:], drawn[4:later]]).astype(np.uint32)
+    named = np.concatenate([drawn[:4], drawn[later:], drawn[4:later]])
+    blind = np.where(is_variable(np.arange(VOCABULARY_SIZE)), named[1], named)
+    return np.stack([blind, named], axis=1).astype(np.uint32)
 
 
 _REWRITTEN, _TOKEN_HASH = _rewritten(), _token_hash()
@@ -78,7 +84,8 @@ class Tree(NamedTuple):
     tokens: Int[Array, "batch slots"]
     size: Int[Array, "batch slots"]  # tokens of the subtree
     second: Int[Array, "batch slots"]  # slot of the second operand
-    key: UInt[Array, "batch slots"]  # operands stand in this order: constant, then size, then hash
+    order: UInt[Array, "batch slots"]  # operands stand in this order: constant, size, hash
+    name: UInt[Array, "batch slots"]  # the same, with a hash that tells variables apart
 
     def is_any(self, names: str) -> Bool[Array, "batch slots"]:
         """True where a slot holds one of the operators named, separated by spaces."""
@@ -107,7 +114,7 @@ class Tree(NamedTuple):
         return self.is_any(name) & self.first_of(self.constant())
 
     def below(self, names: str) -> Int[Array, "batch slots"]:
-        """How many of the operators named stand inside the subtree of every slot, not at its root."""
+        """How many of the operators named stand below every slot."""
         count = jnp.cumsum(self.is_any(names), axis=1, dtype=jnp.int32)
         slots = count.shape[1]
         last = jnp.arange(slots, dtype=jnp.int32)[None] + self.size - 1
@@ -119,7 +126,7 @@ def read_tree(tokens: Int[Array, "batch slots"]) -> Tree:
     batch, slots = tokens.shape
     size, second = structure(tokens)
     row = jnp.arange(batch, dtype=jnp.int32)
-    arity = jnp.asarray(ARITY)[tokens]
+    arity = jnp.asarray(ARITY)[tokens][..., None]
     weight = jnp.asarray(_TOKEN_HASH)[tokens]
 
     def step(h: Array, i: Array) -> tuple[Array, None]:
@@ -130,9 +137,10 @@ def read_tree(tokens: Int[Array, "batch slots"]) -> Tree:
         return h.at[:, i].set(mix ^ (mix >> 13)), None
 
     places = jnp.arange(slots, dtype=jnp.int32)
-    h = jax.lax.scan(step, jnp.zeros((batch, slots + 1), jnp.uint32), places, reverse=True)[0]
-    key = size.astype(jnp.uint32) * jnp.uint32(1 << 25) + (h[:, :slots] >> 7)
-    return Tree(tokens, size, second, jnp.where(tokens == CONSTANT, 0, key))
+    h = jax.lax.scan(step, jnp.zeros((batch, slots + 1, 2), jnp.uint32), places, reverse=True)[0]
+    key = size.astype(jnp.uint32)[..., None] * jnp.uint32(1 << 25) + (h[:, :slots] >> 7)
+    key = jnp.where((tokens == CONSTANT)[..., None], 0, key)
+    return Tree(tokens, size, second, key[..., 0], key[..., 1])
 
 
 def _has_a_shorter_form(tree: Tree) -> Array:
@@ -146,7 +154,7 @@ def _has_a_shorter_form(tree: Tree) -> Array:
 
 
 def _equal_operands(tree: Tree) -> Array:
-    return tree.binary() & (tree.first_of(tree.key) == tree.second_of(tree.key))
+    return tree.binary() & (tree.first_of(tree.name) == tree.second_of(tree.name))
 
 
 def _leans_to_the_left(tree: Tree) -> Array:
@@ -156,11 +164,22 @@ def _leans_to_the_left(tree: Tree) -> Array:
 
 def _out_of_order(tree: Tree) -> Array:
     wrong = jnp.zeros(tree.tokens.shape, bool)
-    first, second = tree.first_of(tree.key), tree.second_of(tree.key)
     for name in ("add", "mul"):
-        here = tree.is_any(name)
-        following = jnp.where(tree.second_of(here), tree.second_of(tree.first_of(tree.key)), second)
-        wrong |= here & (first >= following)
+        chain = tree.is_any(name)
+        following = jnp.where(chain, tree.first_of(tree.order), tree.order)
+        wrong |= chain & (tree.first_of(tree.order) > tree.second_of(following))
+    return wrong
+
+
+def _twice_in_a_chain(tree: Tree) -> Array:
+    wrong = jnp.zeros(tree.tokens.shape, bool)
+    for name in ("add", "mul"):
+        chain = tree.is_any(name)
+        own = tree.first_of(tree.name)
+        operand = jnp.where(chain, own, tree.name)
+        for _ in range(TERMS - 1):  # the operand after the first, the one after that, ...
+            operand = jnp.where(chain, tree.second_of(operand), jnp.uint32(2**32 - 1))
+            wrong |= chain & (own == operand)
     return wrong
 
 
@@ -213,8 +232,7 @@ def _subtraction_at_the_top(tree: Tree) -> Array:
 
 
 def _no_variable(tree: Tree) -> Array:
-    variable = (tree.tokens >= 1) & (tree.tokens <= MAX_VARIABLES)
-    return ~jnp.any(variable, axis=1, keepdims=True)
+    return ~jnp.any(is_variable(tree.tokens), axis=1, keepdims=True)
 
 
 Rule = tuple[str, Callable[[Tree], Array]]
@@ -223,6 +241,7 @@ PART_RULES: tuple[Rule, ...] = (
     ("f + f, f f, f - f, f / f, f^f, and two constants", _equal_operands),
     ("sums and products lean to the right", _leans_to_the_left),
     ("operands of sums and products stand from small to large", _out_of_order),
+    ("none of them comes twice", _twice_in_a_chain),
     ("f - c is f + c, f / c is c f, c / f is c inv f, c^f is exp(c f)", _constant_on_a_side),
     ("exponents are leaves", _composite_exponent),
     ("a factor moves out of powers, products and logarithms", _inner_factor),

@@ -112,7 +112,7 @@ def _complete(parts: tuple[str | float, ...]) -> bool:
     return True
 
 
-def _well_posed(formula: Formula, low: np.ndarray, high: np.ndarray) -> bool:
+def well_posed(formula: Formula, low: np.ndarray, high: np.ndarray) -> bool:
     """Finite on 500 random points of the box; not nearly constant or linear; and every variable,
     held at its middle, changes y by more than 1 % of its spread.
     """
@@ -159,7 +159,7 @@ def _drawn(
             if (
                 skeleton.skeleton() in seen
                 or len(used) < variables
-                or not _well_posed(formula, low, high)
+                or not well_posed(formula, low, high)
             ):
                 continue
             seen.add(skeleton.skeleton())

@@ -1,25 +1,44 @@
 # Two commands for a newcomer: `make solve` and `make test`.  Both set up their own environment in .venv.
-PYTHON ?= python3
+# PYTHON=/path/to/python chooses the interpreter; otherwise environment.sh looks for one.
+PYTHON ?=
 VENV   := .venv
 BIN    := $(VENV)/bin
-READY  := $(VENV)/.ready
+BASIC  := $(VENV)/.ready-solve
+READY  := $(VENV)/.ready-dev
+CODE   := refinemath tests book experiments
 
-.PHONY: solve test unit notebooks-test lint book pages browse slides pdf notebooks sync-check results clean
+INSTALL = @PYTHON="$(PYTHON)" sh environment.sh $(VENV)
 
-solve: $(READY)
+.PHONY: solve test dev unit notebooks-test lint format hooks book pages browse slides pdf notebooks frame sync-check results clean
+
+solve: $(BASIC)
 	$(BIN)/python -m refinemath solve data/physics_data.npy
 
 test: $(READY) lint unit sync-check notebooks-test book
 
-$(READY): requirements.txt pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt -e ".[sklearn]"
-	touch $(READY)
+dev: $(READY)
+
+# two steps in one environment: what solving needs, then everything else
+$(BASIC): pyproject.toml
+	$(INSTALL) -e .
+	@touch $@
+
+$(READY): $(BASIC) requirements.txt
+	$(INSTALL) -r requirements.txt
+	@touch $@
 
 lint: $(READY)
-	$(BIN)/ruff check refinemath tests book experiments
-	$(BIN)/ruff format --check refinemath tests book experiments data
+	$(BIN)/ruff format --check $(CODE) data
+	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format $(CODE) data
+	$(BIN)/ruff check --fix $(CODE)
+
+# format and lint before every commit
+hooks: $(READY)
+	$(BIN)/pre-commit install
 
 unit: $(READY)
 	$(BIN)/python -m pytest tests --ignore tests/book -n 2 --dist loadscope
@@ -32,6 +51,10 @@ notebooks-test: $(READY)
 sync-check: $(READY)
 	$(BIN)/python -m pytest tests/book
 
+# the address of the repository and the common set-up cell, written wherever they stand
+frame: $(READY)
+	$(BIN)/python book/frame.py
+
 # re-execute the notebooks, all or those whose name begins with ONLY, and write both forms of each
 notebooks: $(READY)
 	$(BIN)/python book/execute.py $(ONLY)
@@ -42,7 +65,7 @@ pages slides: $(READY)
 
 # the strict build, then every page, link, picture and slide is checked
 book: pages
-	$(BIN)/python -m codespell_lib book/*.md book/chapters/*.md $(wildcard README.md)
+	$(BIN)/python -m codespell_lib *.md book/*.md book/chapters/*.md
 	$(BIN)/python tests/book/check_pages.py
 	$(MAKE) browse
 

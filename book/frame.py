@@ -1,11 +1,13 @@
-"""Write what every chapter has in common: the Colab line under its title, and its set-up cell.
+"""Write what every chapter has in common, and the address of the repository wherever it stands.
 
-The address of the repository stands in _config.yml and nowhere else; this script takes it from
-there.  After the address has changed, run
+Every chapter has a Colab line under its title and a set-up cell.  The address of the repository and
+that of the book are chosen in _config.yml, with the anchors &repository and &site; this script takes them from
+there.  After they have changed, as in a fork, run
 
     python book/frame.py
 
-It changes the text form and the executed form of every notebook, and keeps the outputs.
+It changes the text form and the executed form of every notebook, and keeps the outputs; and it
+changes the lines of other files that `places` names.
 """
 
 import json
@@ -22,7 +24,32 @@ COLAB = re.compile(r"^\[Open this chapter in Colab\]\(\S*\)", re.MULTILINE)
 
 def repository() -> str:
     """The address of the repository, for instance https://github.com/owner/name."""
-    return yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["repository"]["url"]
+    return _addresses()["repository"]
+
+
+def site() -> str:
+    """The address of the book, for instance https://owner.github.io/name/."""
+    return _addresses()["site"]
+
+
+def _addresses() -> dict[str, str]:
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    return config["parse"]["myst_substitutions"]
+
+
+def places() -> dict[str, tuple[str, ...]]:
+    """For every other file with an address: its lines, each known by what stands before `http`."""
+    return {
+        "CITATION.cff": (f"url: {site()}", f"repository-code: {repository()}"),
+        "README.md": (
+            f"    git clone {repository()}",
+            f'    pip install "git+{repository()}"',
+            f"[The book]({site()})",
+        ),
+        "book/citing.md": (f"  url          = {{{site()}}},",),
+        "pyproject.toml": (f'Documentation = "{site()}"', f'Repository = "{repository()}"'),
+        ".github/ISSUE_TEMPLATE/config.yml": (f"    url: {site()}",),
+    }
 
 
 def colab_link(name: str) -> str:
@@ -32,20 +59,27 @@ def colab_link(name: str) -> str:
 
 
 def setup_cell() -> str:
-    """The first code cell of every chapter; it says on what it runs.  Colab has all but two of the
-    packages; its JAX is left alone.
+    """The first code cell of every chapter: finds or fetches the repository, goes to its notebooks,
+    and says on what it runs.  Any state of the session will do: a first run, a second one, a
+    restart.  Colab has all but two of the packages; nothing that it has is touched.
     """
     return f"""{TITLE} {{ display-mode: "form" }}
-import importlib.util
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
-if importlib.util.find_spec("refinemath") is None:  # on Colab; on a laptop this cell does nothing
-    subprocess.run(["git", "clone", "-q", "--depth", "1", "{repository()}", "book"], check=True)
-    missing = ["./book", "jaxtyping", "wadler-lindig"]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", *missing], check=True)
-    os.chdir("book/notebooks")
+REPOSITORY = "{repository()}"  #@param {{type: "string"}}
+missing = [n for n in ("jax", "flax", "scipy", "sympy", "matplotlib") if find_spec(n) is None]
+assert not missing, f"no {{missing}}; in a clone of {{REPOSITORY}}: pip install -r requirements.txt"
+book = next((f for f in Path("_").resolve().parents if (f / "_toc.yml").is_file()), Path("book"))
+if not book.is_dir():  # on Colab
+    subprocess.run(["git", "clone", "-q", "--depth", "1", REPOSITORY, "book"], check=True)
+os.chdir(book / "notebooks")
+if find_spec("refinemath") is None:
+    packages = ["..", "jaxtyping", "wadler-lindig"]
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", *packages], check=True)
 
 import jax
 
@@ -77,20 +111,32 @@ def framed_notebook(text: str, name: str) -> str:
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 
+def framed_place(text: str, file: str) -> str:
+    """Another file with its addresses renewed."""
+    for line in places()[file]:
+        before, _, after = re.split(r"(https://[^\s)}\"]+)", line, maxsplit=1)
+        pattern = rf"{re.escape(before)}https://[^\s)}}\"]+{re.escape(after)}"
+        text, count = re.subn(pattern, lambda _, line=line: line, text)
+        if count == 0:
+            raise ValueError(f"{file}: no place for: {line}")
+    return text
+
+
 def main() -> None:
+    work = [(ROOT / file, framed_place, file) for file in places()]
     for path in sorted(ROOT.glob("book/chapters/*.md")):
-        notebook = ROOT / "notebooks" / f"{path.stem}.ipynb"
-        for file, framed in ((path, framed_text), (notebook, framed_notebook)):
-            if file.is_file():
-                old = file.read_text(encoding="utf-8")
-                new = framed(old, path.stem)
-                if new != old:
-                    times = file.stat()
-                    file.write_text(new, encoding="utf-8")
-                    os.utime(
-                        file, ns=(times.st_atime_ns, times.st_mtime_ns)
-                    )  # whichever form was the newer one stays so
-                    print(f"renewed {file.relative_to(ROOT)}")
+        work.append((path, framed_text, path.stem))
+        work.append((ROOT / "notebooks" / f"{path.stem}.ipynb", framed_notebook, path.stem))
+    for path, framed, name in work:
+        if path.is_file():
+            old = path.read_text(encoding="utf-8")
+            new = framed(old, name)
+            if new != old:
+                times = path.stat()
+                path.write_text(new, encoding="utf-8")
+                # whichever form of a notebook was the newer one stays so
+                os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+                print(f"renewed {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

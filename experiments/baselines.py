@@ -41,7 +41,9 @@ from refinemath.model import (
     Refiner,
 )
 from refinemath.problem import prepare, read_points
+from refinemath.solver import device_points
 from refinemath.training import TrainConfig
+from refinemath.weights import Weights
 
 # a tiny recursive model (Jolicoeur-Martineau 2025, arXiv 2510.04871)
 
@@ -314,8 +316,9 @@ class Variant(RefineMath):
         if fixed_steps:  # no halting: the search takes all its steps
             self.budget = replace(self.budget, steps=self.budget.search_steps)
 
-    def _parameters(self) -> tuple[Any, Any, ModelConfig]:
-        return self.parts
+    def parameters(self) -> Weights:
+        """The weights that were given."""
+        return Weights(*self.parts)
 
 
 class TokenSearch(RefineMath):
@@ -342,7 +345,7 @@ class TokenSearch(RefineMath):
         """Sample, then search among the samples until the clock is up."""
         began = time.perf_counter()
         params, graph, _ = self.parts
-        points = prepare(*read_points(data, y)).points
+        points = device_points(prepare(*read_points(data, y)))
         self.prior = np.asarray(
             token_samples(params, graph, points, jax.random.key(seed), count=self.samples)
         ).astype(np.uint8)

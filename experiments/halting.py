@@ -24,6 +24,7 @@ from refinemath.evaluation import heldout_problems, suite_problems
 from refinemath.loop import search
 from refinemath.problem import prepare
 from refinemath.proposers.library import short_skeletons
+from refinemath.solver import device_points
 
 SOLVED = 1e-9  # FVU in float32 of the best formula so far that counts as solved in the replay
 KEPT = 0.95  # share of the solved problems that a rule must keep
@@ -127,7 +128,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     )
     velocity, fvu = [], []
     for problem in problems:
-        points = prepare(problem.x[:, None], problem.y).points
+        points = device_points(prepare(problem.x[:, None], problem.y))
         outcome = search(
             params,
             graph,

@@ -37,6 +37,7 @@ from refinemath.expression import END
 from refinemath.fitting import Points
 from refinemath.model import Model, ModelConfig
 from refinemath.problem import prepare
+from refinemath.solver import device_points
 from refinemath.training import TrainConfig, make_optimizer, make_trainer, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -458,7 +459,7 @@ def parts_of(config: ModelConfig, kind: type[nnx.Module] = Model, seed: int = 0)
 
 def shipped(width: int = 512) -> tuple[Any, Any, ModelConfig]:
     """Parameters, graph and configuration of the weights in the package."""
-    return RefineMath(width)._parameters()
+    return RefineMath(width).parameters()
 
 
 def parameter_count(params: Any) -> int:
@@ -470,7 +471,7 @@ def stack(problems: Sequence[Problem]) -> Points:
     """The points of several problems as one batch, as the network sees them, padded to the
     longest.
     """
-    ready = [prepare(p.x[:, None], p.y).points for p in problems]
+    ready = [device_points(prepare(p.x[:, None], p.y)) for p in problems]
     most = max(r.y.shape[1] for r in ready)
     return Points(
         *(

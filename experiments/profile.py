@@ -23,13 +23,14 @@ from flax import nnx
 from experiments import harness
 from experiments.flops import training_flops
 from refinemath import RefineMath, SearchConfig, loop
-from refinemath.answer.choose import choose_solution, refit_pool
+from refinemath.answer.choose import Answers, refit
 from refinemath.corpus.exclusions import excludes
 from refinemath.evaluation import heldout_problems
 from refinemath.examples import draw_examples, length_weights
 from refinemath.fitting import Points
 from refinemath.problem import prepare
 from refinemath.proposers.library import short_skeletons
+from refinemath.solver import device_points, pool_candidates
 from refinemath.training import (
     TrainConfig,
     best_own_sample,
@@ -143,7 +144,7 @@ def solving(options: Any) -> dict[str, Any]:
     nothing = jnp.zeros((0, config.slots), jnp.uint8)
 
     def searched(budget: SearchConfig, problem: Any, start: Any = start) -> Any:
-        points = prepare(problem.x[:, None], problem.y).points
+        points = device_points(prepare(problem.x[:, None], problem.y))
         return jax.block_until_ready(
             loop.search(
                 params,
@@ -168,9 +169,9 @@ def solving(options: Any) -> dict[str, Any]:
         b = time.perf_counter()
         outcome = searched(budget, problem)
         c = time.perf_counter()
-        front = refit_pool(outcome, prepared)
+        front = refit(pool_candidates(outcome), prepared)
         d = time.perf_counter()
-        choose_solution(front, prepared)
+        Answers(prepared).choose(front)
         for name, value in zip(phases, (b - a, c - b, d - c, time.perf_counter() - d), strict=True):
             phases[name].append(value)
         steps.append(int(outcome.steps))

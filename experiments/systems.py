@@ -233,7 +233,7 @@ def answer_all(options: argparse.Namespace, system: str, seed: int, part: str) -
 def drift(options: argparse.Namespace, system: str, seed: int) -> dict[str, Any]:
     """Velocity and rank after 8 and 64 steps of the latent, and the refiner's milliseconds."""
     parts = (
-        harness.shipped() if system == "refinemath" else solver(options, system, seed)._parameters()
+        harness.shipped() if system == "refinemath" else solver(options, system, seed).parameters()
     )
     problems = problems_of("heldout", 100 if options.quick else 10)
     most = 8 if options.quick else 64

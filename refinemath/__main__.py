@@ -7,7 +7,9 @@ import shlex
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
+from refinemath.compilation import keep_compiled_programs
 from refinemath.evaluation import PARTS, evaluate, systems
 from refinemath.model import STABILISERS, ModelConfig
 from refinemath.proposers.registry import REGISTRY
@@ -43,11 +45,14 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _add_proposers(parser: argparse.ArgumentParser) -> None:
+def _add_proposers(parser: argparse.ArgumentParser) -> Any:
+    group, names = parser.add_mutually_exclusive_group(), list(REGISTRY)
+    known = f" ({', '.join(names)})"
     for flag, text in (("--without", "proposers to leave out"), ("--only", "proposers to use")):
-        parser.add_argument(
-            flag, nargs="+", default=[], choices=list(REGISTRY), metavar="NAME", help=text
+        group.add_argument(
+            flag, nargs="+", default=[], choices=names, metavar="NAME", help=text + known
         )
+    return group
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -173,10 +178,9 @@ def _parser() -> argparse.ArgumentParser:
         choices=PARTS,
         help="which problems (default all)",
     )
-    evaluate.add_argument(
+    _add_proposers(evaluate).add_argument(
         "--ablation", action="store_true", help="leave every proposer out once, and run each alone"
     )
-    _add_proposers(evaluate)
     evaluate.add_argument(
         "--every",
         type=_count,
@@ -200,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status.  Bad input is one line on stderr and status 2."""
     options = _parser().parse_args(arguments)
+    keep_compiled_programs()
     try:
         return {"solve": _solve, "train": _train, "evaluate": _evaluate}[options.command](options)
     except (

@@ -6,18 +6,13 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-import jax
 import numpy as np
-from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.metrics import r2_score
-from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 
 from refinemath.loop import Proposer, SearchConfig
-from refinemath.problem import FEWEST_POINTS
+from refinemath.problem import FEWEST_POINTS, Table, default_names
 from refinemath.proposers.registry import DEFAULT
 from refinemath.result import Result
 from refinemath.solver import RefineMath
@@ -40,9 +35,9 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
     The parameters are those of `RefineMath` and of its `solve`; `random_state` is the seed (a
     number, a `RandomState`, or None for a new seed at each fit).  After `fit`: `formula_` (a
     `Formula`), `latex_`, `n_iter_` (refiner steps), `result_` (the whole `Result`, its arrays in
-    NumPy) and `n_features_in_`.  X may have as many columns as the weights have variables.  A
-    formula can be undefined at a point: `predict` then gives NaN, and `score` takes the mean of the
-    training y there.
+    NumPy), `n_features_in_` and, for a DataFrame, `feature_names_in_`, which the formula is printed
+    in.  A formula can be undefined at a point: `predict` then gives NaN, and `score` takes the mean
+    of the training y there.
     """
 
     def __init__(
@@ -56,7 +51,7 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
         weights: str | Path | None = None,
         proposers: Iterable[str | Proposer] = DEFAULT,
         config: SearchConfig | None = None,
-        undo: bool = True,
+        transforms: bool = True,
     ):
         self.latent_dim = latent_dim
         self.max_iters = max_iters
@@ -66,7 +61,7 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
         self.weights = weights
         self.proposers = proposers
         self.config = config
-        self.undo = undo
+        self.transforms = transforms
 
     def fit(self, X: Any, y: Any) -> Self:
         """Find a formula for the rows of X (samples, features) and y (samples,).  Raises
@@ -76,27 +71,20 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
             self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=FEWEST_POINTS
         )
         state = self.random_state
-        seed = (
-            int(state)
-            if isinstance(state, numbers.Integral)
-            else int(check_random_state(state).randint(2**31 - 1))
-        )
+        if not isinstance(state, numbers.Integral):
+            state = check_random_state(state).randint(2**31 - 1)
+        options = ("weights", "proposers", "config", "transforms")
         model = RefineMath(
-            self.latent_dim,
-            self.max_iters,
-            weights=self.weights,
-            proposers=self.proposers,
-            config=self.config,
-            undo=self.undo,
+            self.latent_dim, self.max_iters, **{name: getattr(self, name) for name in options}
         )
+        names = getattr(self, "feature_names_in_", default_names(X.shape[1]))
         result = model.solve(
-            X,
-            np.asarray(y, np.float64),
+            Table(X, np.asarray(y, np.float64), tuple(names), "y"),
             threshold=self.threshold,
-            seed=seed,
+            seed=int(state),
             time_budget=self.time_budget,
         )
-        self.result_: Result = replace(result, outcome=jax.tree.map(np.asarray, result.outcome))
+        self.result_: Result = result
         self.formula_ = result.formula
         self.latex_ = result.latex
         self.n_iter_ = result.iterations

@@ -25,10 +25,10 @@ import numpy as np
 from refinemath import weights
 from refinemath.answer.solution import refine_constants
 from refinemath.expression import Formula, FormulaError, split_terms
-from refinemath.problem import POINTS, read_points
+from refinemath.problem import prepare, read_table
 from refinemath.proposers.registry import DEFAULT
 from refinemath.result import Result
-from refinemath.solver import RefineMath
+from refinemath.solver import RefineMath, search_room
 from refinemath.text import parse
 
 STRICT = 1e-10
@@ -124,10 +124,10 @@ def real_problems(folder: Path) -> list[Problem]:
     """The data sets of `problems.csv` with their textbook forms."""
     problems = []
     for row in _rows(folder / "problems.csv"):
-        x, y = read_points(folder / row["file"])
+        table = read_table(folder / row["file"])
         texts = (row["expression"], *row["accept"].split(";"))
         forms = tuple(form.strip() for form in texts if form.strip())
-        problems.append(Problem(row["name"], "real data", x, y, None, 0, forms))
+        problems.append(Problem(row["name"], "real data", table.x, table.y, None, 0, forms))
     return problems
 
 
@@ -239,7 +239,7 @@ def systems(
 
 def warm_up(model: RefineMath, problems: Sequence[Problem]) -> None:
     """Compile outside the clock: every number of variables and every size of search that occurs."""
-    kinds = {(p.x.shape[1], min(len(p.y), POINTS) > POINTS // 2): p for p in problems}
+    kinds = {(p.x.shape[1], search_room(prepare(p.x, p.y))): p for p in problems}
     for problem in kinds.values():
         model.solve(problem.x, problem.y, time_budget=0.01)
 

@@ -131,6 +131,11 @@ class SearchOutput(NamedTuple):
     steps: Array
     found_at: Array
 
+    @property
+    def searched(self) -> Array:
+        """Steps in which candidates could change: all of them, as opposed to a record's."""
+        return self.steps
+
 
 def declares(proposer: Proposer, trait: str) -> bool:
     """Whether a proposer declares `samples`, `reads_latents`, `uses_library` or `uses_table`."""
@@ -225,10 +230,12 @@ class Loop:
         """The samples of this step and half of their subtrees, as material for the next."""
         for proposer, start, size in zip(self.proposers, starts, sizes, strict=True):
             if declares(proposer, "samples"):
-                kept = len(state.samples.tokens)
-                samples = jax.tree.map(lambda a, i=start, n=kept: a[i : i + n], programs)
-                half = slice(start, start + max(size // 2, 1))
-                most = len(state.subtrees.tokens)
+                kept, most = len(state.samples.tokens), len(state.subtrees.tokens)
+                # again from the first where there are fewer than there is room for
+                rows = start + jnp.arange(kept) % size
+                samples = jax.tree.map(lambda a, r=rows: a[r], programs)
+                least = -(-most // programs.tokens.shape[1])
+                half = start + jnp.arange(max(size // 2, least)) % size
                 material = Programs(programs.tokens[half], programs.values[half])
                 mask = self.context.points.mask
                 subtrees = distinct_subtrees(material, nodes[:, half], mask, most)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,21 +11,14 @@ from typing import Any
 import numpy as np
 import sympy
 
-from refinemath.answer.rounding import digits_needed
-from refinemath.answer.solution import EXACT, Solution
-from refinemath.answer.symbolic import latex_of, pretty, rescale
-from refinemath.expression import Formula
-from refinemath.loop import SearchOutput
-from refinemath.problem import DataError, Prepared, _numbers
+from refinemath.answer.choose import FrontEntry
+from refinemath.answer.solution import EXACT, fraction_unexplained
+from refinemath.answer.symbolic import latex_name, latex_of, pretty, python_of
+from refinemath.compiled import SearchRecord
+from refinemath.expression import VARIABLES, Formula
+from refinemath.problem import Table, read_inputs
 
-
-@dataclass(frozen=True)
-class FrontEntry:
-    """One formula of the front: how long, how good, what; its numbers are rounded, for reading."""
-
-    length: int
-    fvu: float
-    formula: str
+FOUND = 0.01  # FVU under which a formula counts as found
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,42 +40,43 @@ class Result:
     exact: bool
     found: bool
     candidates: tuple[FrontEntry, ...]
-    velocity: np.ndarray = field(
-        repr=False
-    )  # (steps, thoughts): relative velocity of every thought
-    outcome: SearchOutput | None = field(repr=False)
+    velocity: np.ndarray = field(repr=False)  # (steps, thoughts): relative, of every thought
+    outcome: SearchRecord | None = field(repr=False)
     x: np.ndarray = field(repr=False)  # (points, variables)
     y: np.ndarray = field(repr=False)
     seconds: float = 0.0
     searches: int = 0
     steps: int = 0
     digits: int = 6  # significant digits with which numbers are printed
+    names: tuple[str, ...] = ("x",)  # of the variables
+    target: str = "y"  # the name of what the formula gives
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.latex, self.iterations))
 
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The names of the variables that the formula does not use."""
+        pairs = zip(VARIABLES, self.names, strict=False)
+        return tuple(name for variable, name in pairs if variable not in self.formula.parts)
+
     def sympy(self) -> sympy.Expr:
-        """The formula as a SymPy expression, its numbers rounded as they are printed."""
-        return pretty(self.formula, self.digits)
+        """The formula as a SymPy expression in symbols with the columns' names, its numbers rounded
+        as they are printed.
+        """
+        return pretty(self.formula, self.digits, self.names)
 
     def python(self) -> str:
-        """The formula as a line of Python that needs `import math`, with all digits of its
-        numbers.
+        """The formula as a line of Python that needs `import math`, with all digits of its numbers
+        and the columns' names as identifiers.
         """
-        return str(sympy.pycode(pretty(self.formula, 17), fully_qualified_modules=True))
+        return python_of(self.formula, self.names)
 
     def predict(self, x: Any) -> np.ndarray:
-        """Values at x: numbers (points,) or rows (points, variables).  NaN where the formula is
-        undefined.  Raises `DataError`.
+        """Values at x: numbers (points,), rows (points, variables), or a DataFrame with columns of
+        the variables' names.  NaN where the formula is undefined.  Raises `DataError`.
         """
-        array = _numbers(x, "x")
-        array = array[None] if array.ndim == 0 else array
-        array = array[:, None] if array.ndim == 1 else array
-        if array.ndim != 2 or array.shape[1] != self.x.shape[1]:
-            raise DataError(
-                f"x has shape {array.shape}; this formula has {self.x.shape[1]} variable(s)"
-            )
-        return self.formula.evaluate(array.T)
+        return self.formula.evaluate(read_inputs(x, self.names).T)
 
     def plot(self, path: str | Path | None = None) -> Any:
         """Fit against data, as a Matplotlib figure; saved if a path is given."""
@@ -95,59 +88,10 @@ class Result:
         return figure
 
     def _repr_latex_(self) -> str:
-        return f"$\\displaystyle y = {self.latex}$"
+        return f"$\\displaystyle {latex_name(self.target)} = {self.latex}$"
 
     def __str__(self) -> str:
-        return f"y = {self.sympy()}"
-
-
-def _result(
-    chosen: Solution | None,
-    front: list[Solution],
-    outcome: SearchOutput,
-    prepared: Prepared,
-    began: float,
-    *,
-    searches: int,
-    steps: int,
-) -> Result:
-    if chosen is None:
-        chosen = Solution((), (), float(np.mean(prepared.y)), 1.0)
-    formula = chosen.formula()
-    digits = digits_needed(formula, prepared.x, prepared.y)
-    records: list[FrontEntry] = []
-    for solution in front:
-        if not records or solution.fvu < 0.9 * records[-1].fvu:
-            back = (
-                solution.formula()
-                if np.all(prepared.scale == 1.0)
-                else (rescale(solution, prepared) or solution).formula()
-            )
-            entry = FrontEntry(solution.length, solution.fvu, str(pretty(back, digits - 1)))
-            if records and records[-1].length == entry.length:
-                records[-1] = entry
-            else:
-                records.append(entry)
-    iterations = int(outcome.steps)
-    velocity = np.asarray(outcome.trace.velocity)[:iterations]
-    return Result(
-        latex_of(formula, digits),
-        iterations,
-        formula,
-        chosen.fvu,
-        False,
-        chosen.fvu < EXACT,
-        chosen.fvu < 0.01,
-        tuple(records),
-        velocity,
-        outcome,
-        prepared.x.T,
-        prepared.y,
-        time.perf_counter() - began,
-        searches,
-        steps,
-        digits,
-    )
+        return f"{self.target} = {self.sympy()}"
 
 
 def judged(result: Result, x: np.ndarray, y: np.ndarray) -> Result:
@@ -155,25 +99,26 @@ def judged(result: Result, x: np.ndarray, y: np.ndarray) -> Result:
     them; infinite where the formula is undefined at one.
     """
     residual = y - result.formula.evaluate(x.T)
-    fvu = float(np.mean(residual**2) / np.var(y)) if np.all(np.isfinite(residual)) else math.inf
-    return replace(result, fvu=fvu, exact=fvu < EXACT, found=fvu < 0.01, x=x, y=y)
+    fvu = fraction_unexplained(residual, y) if np.all(np.isfinite(residual)) else math.inf
+    return replace(result, fvu=fvu, exact=fvu < EXACT, found=fvu < FOUND, x=x, y=y)
 
 
-def _constant(x: np.ndarray, y: np.ndarray, began: float) -> Result:
-    value = float(np.mean(y))
-    formula = Formula((value,))
+def constant_result(table: Table) -> Result:
+    """The answer for a y that does not change: no search, no step."""
+    formula = Formula((float(np.mean(table.y)),))
     return Result(
-        latex_of(formula),
-        0,
-        formula,
-        0.0,
-        True,
-        True,
-        True,
-        (FrontEntry(1, 0.0, str(pretty(formula))),),
-        np.zeros((0, 1)),
-        None,
-        x,
-        y,
-        time.perf_counter() - began,
+        latex=latex_of(formula),
+        iterations=0,
+        formula=formula,
+        fvu=0.0,
+        converged=True,
+        exact=True,
+        found=True,
+        candidates=(FrontEntry(1, 0.0, str(pretty(formula))),),
+        velocity=np.zeros((0, 1)),
+        outcome=None,
+        x=table.x,
+        y=table.y,
+        names=table.names,
+        target=table.target,
     )

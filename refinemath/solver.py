@@ -5,66 +5,46 @@ from __future__ import annotations
 import contextlib
 import functools
 import numbers
-import os
-import platform
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from importlib import resources
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
+from jax import Array
 
-from refinemath import weights
-from refinemath.answer.choose import Known, choose_solution, refit
-from refinemath.answer.solution import EXACT, Solution, code_length
-from refinemath.answer.targets import SHORT_SEARCH, UNDO, planned
-from refinemath.compiled import no_rows, run_search
-from refinemath.corpus.build import build_table
-from refinemath.corpus.exclusions import training_exclusions
+from refinemath.answer.choose import Answers, Candidates, pareto_front, refit_transformed
+from refinemath.answer.rounding import digits_needed
+from refinemath.answer.solution import EXACT, Solution
+from refinemath.answer.symbolic import latex_of
+from refinemath.answer.targets import IDENTITY, target_transforms
+from refinemath.compiled import SearchRecord, no_rows, record_search, run_search
+from refinemath.corpus.build import blind_table
+from refinemath.fitting import Points
 from refinemath.loop import Proposer, SearchConfig, SearchOutput, declares
-from refinemath.model import ModelConfig
-from refinemath.problem import MOST_POINTS, DataError, prepare, read_points
+from refinemath.problem import (
+    MOST_POINTS,
+    SEARCH_POINTS,
+    SEARCH_POINTS_SEVERAL,
+    DataError,
+    Problem,
+    Table,
+    prepare,
+    read_table,
+    spread_out,
+)
 from refinemath.proposers.library import short_skeletons
 from refinemath.proposers.registry import DEFAULT, resolve
-from refinemath.result import Result, _constant, _result, judged
-from refinemath.weights import _load, shipped_widths
+from refinemath.result import FOUND, Result, constant_result, judged
+from refinemath.schedule import Schedule
+from refinemath.weights import Weights, load_weights, shipped_weights
 
-
-@contextlib.contextmanager
-def kept_compiled() -> Iterator[None]:
-    """Inside, JAX keeps what it compiles on disk: the first process on a machine waits for the
-    compiler, the next ones do not.
-
-    The folder is `refinemath` in the user's cache, one for each machine.  Nothing changes where a
-    place was chosen already (`JAX_COMPILATION_CACHE_DIR`), the cache is switched off
-    (`JAX_ENABLE_COMPILATION_CACHE=0`), or the folder cannot be written.
-    """
-    config: Any = jax.config
-    if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
-        yield
-        return
-    try:
-        base = (
-            os.environ.get("XDG_CACHE_HOME")
-            or os.environ.get("LOCALAPPDATA")
-            or Path.home() / ".cache"
-        )
-        folder = Path(base) / "refinemath" / f"{platform.node()}-{platform.machine()}"
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # there may be no home folder
-        yield
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    try:
-        yield
-    finally:
-        jax.config.update("jax_compilation_cache_dir", None)
-        compilation_cache.reset_cache()
+SHORT_SEARCH = 4  # search steps where the target is transformed: what is left is shorter
+SLOTS_SEVERAL = 24  # tokens of a formula in several variables
+PATIENCE = 3  # further searches without a better formula before giving up
 
 
 @contextlib.contextmanager
@@ -73,27 +53,41 @@ def plain_float32() -> Iterator[None]:
     GPU would round the factors of its products.
     """
     new: Any = getattr(jax, "enable_x64", None)
-    narrow = new(False) if new is not None else jax.experimental.disable_x64()  # type: ignore[attr-defined]
-    with (
-        narrow,
-        contextlib.nullcontext()
-        if jax.default_backend() == "cpu"
-        else jax.default_matmul_precision("highest"),
-    ):
+    old: Any = getattr(jax.experimental, "disable_x64", None)  # before JAX 0.8
+    narrow = old() if new is None else new(False)
+    on_cpu = jax.default_backend() == "cpu"
+    with narrow, contextlib.nullcontext() if on_cpu else jax.default_matmul_precision("highest"):
         yield
+
+
+def search_room(problem: Problem) -> int:
+    """How many points a search of a problem has room for: 32 or 64 for one variable, up to 256 for
+    more.  A program is compiled for each size.
+    """
+    most = SEARCH_POINTS if len(problem.x) == 1 else SEARCH_POINTS_SEVERAL
+    sizes = (SEARCH_POINTS // 2, SEARCH_POINTS, SEARCH_POINTS_SEVERAL)
+    return next(size for size in sizes if size >= min(most, len(problem.y)))
+
+
+def device_points(problem: Problem, room: int | None = None) -> Points:
+    """What a search sees of a problem: points that cover the space, in float32, y without a large
+    mean and of size 1, padded to `room` (`search_room`).
+    """
+    room = search_room(problem) if room is None else room
+    chosen = spread_out(problem.u, room)
+    y = problem.y[chosen]
+    y = y - np.mean(y) if abs(np.mean(y)) > 10 * np.std(y) else y
+    y = y / (float(np.sqrt(np.mean(y**2))) or 1.0)
+    pad = (0, room - len(chosen))
+    return Points(
+        jnp.asarray(np.pad(problem.u[:, chosen], ((0, 0), pad))[None], jnp.float32),
+        jnp.asarray(np.pad(y, pad)[None], jnp.float32),
+        jnp.asarray((np.arange(room) < len(chosen))[None]),
+    )
 
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, numbers.Integral)  # NumPy's whole numbers as well
-
-
-@functools.cache
-def blind_table(seed: int = 99, per_length: int = 60_000) -> np.ndarray:
-    """Skeletons for blind draws, made and kept as for training: the null model of the network."""
-    return np.asarray(build_table(per_length, seed=seed, excluded=training_exclusions()[0]).tokens)
-
-
-_COMPILED: set[Any] = set()  # the searches that this process has compiled
 
 
 class RefineMath:
@@ -101,11 +95,11 @@ class RefineMath:
 
     `latent_dim`: the width of the latent; weights of this width must be in the package or given as
     `weights`, the path of a file that training wrote.  `max_iters`: the most refiner steps of one
-    search.  `budget`: how much each step may do, see `loop.SearchConfig`; its `steps` become
-    `max_iters`, and its `search_steps` half of them if they are more. `initial_pool`: whether all
-    formulas of up to five tokens are tried before the first step.  `undo`: whether searches after
-    the first also look at the data with one operation undone, such as log y, which is the rest
-    where y is exp of it.
+    search.  `proposers`: what proposes formulas, by name (see `proposers.registry`) or as objects;
+    `DEFAULT - {"pairs"}` leaves one out.  `config`: the sizes of a search; its `steps` become
+    `max_iters`, and its `search_steps` half of them if they are more.  `transforms`: whether
+    searches after the first also look at transformed targets, such as log y, which is simple where
+    y is exp of something simple.
     """
 
     def __init__(
@@ -116,50 +110,26 @@ class RefineMath:
         weights: str | Path | None = None,
         proposers: Iterable[str | Proposer] = DEFAULT,
         config: SearchConfig | None = None,
-        undo: bool = True,
-        patience: int = 3,
+        transforms: bool = True,
+        patience: int = PATIENCE,
     ):
-        if not _is_whole(max_iters) or not 1 <= max_iters <= 1024:
-            raise ValueError(
-                f"max_iters is {max_iters!r}; it must be a whole number from 1 to 1024"
-            )
-        if not _is_whole(latent_dim) or latent_dim < 1:
-            raise ValueError(f"latent_dim is {latent_dim!r}; it must be a positive whole number")
+        for name, value, most in (
+            ("max_iters", max_iters, 1024),
+            ("latent_dim", latent_dim, 2**31),
+        ):
+            if not _is_whole(value) or not 1 <= value <= most:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number from 1 to {most}")
+        if not _is_whole(patience) or patience < 0:
+            raise ValueError(f"patience is {patience!r}; it must be a whole number, 0 or more")
         self.latent_dim = int(latent_dim)
         self.max_iters = int(max_iters)
         self.weights = None if weights is None else Path(weights)
         self.proposers = resolve(proposers)
-        self.reads = any(declares(p, "reads_latents") for p in self.proposers)
-        self.undo = undo
-        self.patience = patience
+        self.transforms = transforms
+        self.patience = int(patience)
         base = config or SearchConfig()
         search_steps = min(base.search_steps, max(1, self.max_iters // 2))
         self.config = replace(base, steps=self.max_iters, search_steps=search_steps)
-
-    def _parameters(self) -> tuple[Any, Any, ModelConfig]:
-        if self.weights is not None:
-            if not self.weights.is_file():
-                raise weights.CheckpointError(f"there is no weights file {self.weights}")
-            params, graph, config = _load(self.weights, self.weights.stat().st_mtime_ns)
-            if config.latent_dim != self.latent_dim:
-                raise weights.CheckpointError(
-                    f"{self.weights} has latent_dim {config.latent_dim}, not {self.latent_dim}"
-                )
-            return params, graph, config
-        widths = shipped_widths()
-        if self.latent_dim not in widths:
-            raise weights.CheckpointError(
-                f"no weights of latent_dim {self.latent_dim} are shipped; shipped: "
-                f"{', '.join(map(str, widths)) or 'none'}. "
-                f"Train your own with `python -m refinemath train --latent-dim {self.latent_dim} "
-                "--out FOLDER` and pass weights='FOLDER/weights.npz'"
-            )
-        return _load(
-            Path(
-                str(resources.files("refinemath") / "weights" / f"refinemath-{self.latent_dim}.npz")
-            ),
-            0,
-        )
 
     @plain_float32()
     def solve(
@@ -167,6 +137,8 @@ class RefineMath:
         data: Any,
         y: Any = None,
         *,
+        target: str | int | None = None,
+        features: Sequence[str | int] | None = None,
         threshold: float = 1e-5,
         seed: int = 0,
         time_budget: float = 8.0,
@@ -174,125 +146,153 @@ class RefineMath:
         """Find a formula for the points; returns a `Result` that unpacks as `formula_latex,
         iterations`.
 
-        `data`: rows (x, y), see `read_points` for all forms.  `threshold`: the relative latent
-        velocity |Z_t - Z_{t-1}| / |Z_{t-1}| under which a thought has settled.  `seed`: makes the
-        answer repeatable, where the same number of searches fits into the time; its last 32 bits
-        count.  `time_budget`: seconds within which the last search should end (the first always
-        runs).  A poor fit is a result with `found` False, not an error.  Raises `DataError`,
-        `CheckpointError`, `ValueError`.
+        `data`: rows (x, y), see `read_table` for all forms.  `target`, `features`: names or
+        positions of the columns to explain and to explain it by (the last one, all others).
+        `threshold`: the relative latent velocity |Z_t - Z_{t-1}| / |Z_{t-1}| under which a thought
+        has settled.  `seed`: makes the answer repeatable, where the same number of searches fits
+        into the time; its last 32 bits count.  `time_budget`: seconds within which the last search
+        should end (the first always runs).  A poor fit is a result with `found` False, not an
+        error.  Raises `DataError`, `CheckpointError`, `ValueError`.
         """
         began = time.perf_counter()
-        if not isinstance(threshold, numbers.Real) or not 0 < threshold < 1:
-            raise ValueError(f"threshold is {threshold!r}; it must be a number between 0 and 1")
-        if not isinstance(time_budget, numbers.Real) or not time_budget > 0:
-            raise ValueError(
-                f"time_budget is {time_budget!r}; it must be a positive number of seconds"
-            )
-        if not _is_whole(seed) or not -(2**63) <= seed < 2**64:
-            raise ValueError(f"seed is {seed!r}; it must be a whole number of at most 64 bits")
-        x, target = read_points(data, y)
-        params, graph, config = self._parameters()
-        if x.shape[1] != config.variables:
-            raise DataError(
-                f"the data have {x.shape[1]} variables; these weights handle {config.variables}. "
-                f"Train others with `python -m refinemath train --variables {x.shape[1]}`"
-            )
-        if np.ptp(target) <= 1e-14 * max(1e-300, float(np.max(np.abs(target)))):
-            return _constant(x, target, began)
-        spaced = np.round(np.linspace(0, len(x) - 1, MOST_POINTS)).astype(int)
-        few = np.argsort(x[:, 0], kind="stable")[spaced] if len(x) > MOST_POINTS else slice(None)
-        prepared = prepare(x[few], target[few])
-        uses = {
-            t: any(declares(p, t) for p in self.proposers) for t in ("uses_library", "uses_table")
-        }
-        start = (
-            jnp.asarray(short_skeletons(config.slots))
-            if uses["uses_library"]
-            else no_rows(config.slots)
+        _check_options(threshold, seed, time_budget)
+        table = read_table(data, y, target=target, features=features)
+        engine = self._engine(len(table.names))
+        if table.constant:
+            return replace(constant_result(table), seconds=time.perf_counter() - began)
+        few = spread_out(table.x.T, MOST_POINTS) if len(table.y) > MOST_POINTS else slice(None)
+        problem = prepare(table.x[few], table.y[few], table.names)
+        schedule = Schedule(
+            problem,
+            target_transforms(len(table.names)) if self.transforms else (),
+            time_budget=time_budget,
+            patience=self.patience,
+            began=began,
         )
-        table = jnp.asarray(blind_table()) if uses["uses_table"] else no_rows(config.slots)
-        front: dict[tuple[str, ...], Solution] = {}
-        known: Known = ({}, {})
-        chosen: Solution | None = None
-        kept: SearchOutput | None = None
-        program = (config, self.config, self.proposers, prepared.points.y.shape)
-        compiled = (
-            program in _COMPILED
-        )  # if not, the first search also compiles, and its time predicts nothing
-
-        plan = planned(prepared, tuple(UNDO) if self.undo else ())
-
-        def search(attempt: int) -> SearchOutput:
-            operation, view = plan(attempt)
-            key = jax.random.fold_in(jax.random.key(int(seed) % 2**63), attempt)
-            most = jnp.int32(SHORT_SEARCH if operation else self.config.search_steps)
-            return run_search(
-                params if self.reads else None,
-                graph if self.reads else None,
-                view.points,
-                key,
-                start,
-                table,
-                most,
-                proposers=self.proposers,
-                config=self.config,
-            )
-
-        agreed = attempt = taken = 0
-        reading = 0.0  # seconds of the host for one outcome
-        searched = time.perf_counter()
-        with contextlib.nullcontext() if compiled else kept_compiled():
-            outcome = search(0)
+        search = functools.partial(engine.search, schedule, int(seed))
+        answers, output, steps = Answers(problem), search(0), 0
+        kept = 0, output
         while True:
-            solved = float(outcome.pool.fvu[0]) <= self.config.solved  # waits for the device
-            taken += int(outcome.steps)
-            found = time.perf_counter()
-            one_more = (
-                found - began + reading + (found - searched if compiled or attempt else 0.0)
-                <= time_budget
-            )
-            searched = found
-            # the device searches on while the host reads, unless this is likely to be the end
-            counts = (
-                plan(attempt)[0] == ""
-            )  # only searches of the data themselves use up the patience
-            following = (
-                search(attempt + 1)
-                if one_more and not solved and agreed + counts < self.patience
-                else None
-            )
-            for solution in refit(outcome, *plan(attempt), prepared):
-                name = tuple(
-                    p for t in sorted(t.skeleton() for t in solution.terms) for p in (*t, ";")
-                )
-                if name not in front or code_length(solution) < code_length(front[name]):
-                    front[name] = solution
-            now = choose_solution(sorted(front.values(), key=code_length), prepared, known=known)
-            better = now is not None and (
-                chosen is None or code_length(now) < code_length(chosen) - 0.5
-            )
-            agreed = 0 if better else agreed + counts
-            if better:
-                chosen, kept = now, outcome
-            reading = time.perf_counter() - found
-            if (
-                (chosen is not None and chosen.fvu < EXACT)
-                or agreed >= self.patience
-                or not one_more
-            ):
+            solved = float(output.pool.fvu[0]) <= self.config.solved  # waits for the device
+            # the device searches on while the host reads
+            ahead = search(schedule.turn + 1) if schedule.search_ended(solved=solved) else None
+            steps += int(output.steps)
+            seen = schedule.view(schedule.turn)
+            improved = answers.add(refit_transformed(pool_candidates(output), *seen, problem))
+            kept = (schedule.turn, output) if improved else kept
+            if schedule.reading_ended(improved=improved, exact=answers.exact):
                 break
-            if following is None:
-                searched = time.perf_counter()
-            attempt += 1
-            outcome = search(attempt) if following is None else following
-        _COMPILED.add(program)
-        result = _result(
-            chosen,
-            sorted(front.values(), key=lambda s: s.length),
-            kept or outcome,
-            prepared,
-            began,
-            searches=attempt + 1,
-            steps=taken,
+            output = search(schedule.turn) if ahead is None else ahead
+        result = _result(answers, engine.record(schedule, *kept, threshold), table)
+        seconds = time.perf_counter() - began
+        return replace(result, searches=schedule.turn + 1, steps=steps, seconds=seconds)
+
+    def parameters(self) -> Weights:
+        """The weights that this model searches with.  Raises `CheckpointError`."""
+        if self.weights is None:
+            return shipped_weights(self.latent_dim)
+        return load_weights(self.weights, self.latent_dim)
+
+    def _engine(self, variables: int) -> Engine:
+        """What searches in so many variables.  Without weights for them the network is left out."""
+        weights = self.parameters()
+        knows = variables <= weights.config.variables
+        reads = any(declares(p, "reads_latents") for p in self.proposers)
+        proposers = tuple(p for p in self.proposers if knows or not declares(p, "reads_latents"))
+        if not proposers:
+            raise DataError(
+                f"the data have {variables} variables; these weights handle "
+                f"{weights.config.variables}. Add other proposers, or train others with "
+                f"`python -m refinemath train --variables {variables}`"
+            )
+        slots = weights.config.slots if variables == 1 else SLOTS_SEVERAL
+        return Engine(
+            weights if reads and knows else None, proposers, self.config, slots, variables
         )
-        return result if len(x) <= MOST_POINTS else judged(result, x, target)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The compiled search of one model in so many variables, with all that it only reads."""
+
+    weights: Weights | None
+    proposers: tuple[Proposer, ...]
+    config: SearchConfig
+    slots: int
+    variables: int
+
+    def search(self, schedule: Schedule, seed: int, turn: int) -> SearchOutput:
+        """Start a search; the device goes on with it after this returns.  The first one of a kind
+        is compiled before.
+        """
+        transform, seen = schedule.view(turn)
+        limit = self.config.search_steps if transform == IDENTITY else SHORT_SEARCH
+        output = run_search(
+            *self._model(),
+            device_points(seen, search_room(schedule.problem)),
+            jax.random.fold_in(jax.random.key(seed % 2**63), turn),
+            self._rows("uses_library", short_skeletons),
+            self._rows("uses_table", blind_table),
+            jnp.int32(limit),
+            proposers=self.proposers,
+            config=self.config,
+        )
+        schedule.search_started()
+        return output
+
+    def record(
+        self, schedule: Schedule, turn: int, output: SearchOutput, threshold: float
+    ) -> SearchRecord:
+        """The record of a search; its latents come to rest first."""
+        points = device_points(schedule.view(turn)[1], search_room(schedule.problem))
+        return record_search(*self._model(), points, output, threshold, self.config)
+
+    def _model(self) -> tuple[Any, Any]:
+        return (None, None) if self.weights is None else self.weights[:2]
+
+    def _rows(self, trait: str, make: Callable[[int, int], np.ndarray]) -> Array:
+        """What proposers of a trait read, for these slots and variables; no rows if none does."""
+        if any(declares(p, trait) for p in self.proposers):
+            return jnp.asarray(make(self.slots, self.variables))
+        return no_rows(self.slots)
+
+
+def _check_options(threshold: Any, seed: Any, time_budget: Any) -> None:
+    if not isinstance(threshold, numbers.Real) or not 0 < float(threshold) < 1:
+        raise ValueError(f"threshold is {threshold!r}; it must be a number between 0 and 1")
+    if not isinstance(time_budget, numbers.Real) or not float(time_budget) > 0:
+        raise ValueError(f"time_budget is {time_budget!r}; it must be a positive number of seconds")
+    if not _is_whole(seed) or not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed is {seed!r}; it must be a whole number of at most 64 bits")
+
+
+def pool_candidates(output: SearchOutput) -> Candidates:
+    """The formulas that a search remembers, on the host."""
+    pool = output.pool
+    return Candidates(np.asarray(pool.tokens), np.asarray(pool.values), np.asarray(pool.score))
+
+
+def _result(answers: Answers, record: SearchRecord, table: Table) -> Result:
+    """The result for a table, with the search that has found the answer."""
+    problem = answers.problem
+    chosen = answers.best or Solution((), (), float(np.mean(problem.y)), 1.0)
+    formula = chosen.formula()
+    digits = digits_needed(formula, problem.x, problem.y)
+    result = Result(
+        latex=latex_of(formula, digits, table.names),
+        iterations=record.steps,
+        formula=formula,
+        fvu=chosen.fvu,
+        converged=record.converged,
+        exact=chosen.fvu < EXACT,
+        found=chosen.fvu < FOUND,
+        candidates=pareto_front(answers.solutions, problem, digits - 1),
+        velocity=np.asarray(record.trace.velocity),
+        outcome=record,
+        x=table.x,
+        y=table.y,
+        digits=digits,
+        names=table.names,
+        target=table.target,
+    )
+    return judged(result, table.x, table.y) if len(table.y) > len(problem.y) else result

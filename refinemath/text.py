@@ -69,7 +69,7 @@ def _from_ast(node: ast.expr) -> list[str | float]:
         case ast.Name(id=name):
             if name == "pi":
                 return [math.pi]
-            return [{"x": "x1", "y": "x2", "z": "x3"}.get(name, name)]
+            return ["x1" if name == "x" else name]
         case ast.UnaryOp(op=ast.USub()):
             inner = _from_ast(node.operand)
             return (

@@ -16,14 +16,13 @@ import zlib
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from refinemath import weights
 from refinemath.model import Model, ModelConfig
 
 FORMAT = 1
@@ -84,14 +83,10 @@ def save(path: Path, tree: Any, meta: dict[str, Any], *, dtype: Any = None) -> N
     """
     arrays: dict[str, Any] = {}
     for name, leaf in named_leaves(tree).items():
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        array = np.asarray(leaf)
-        arrays[name] = (
-            array.astype(dtype)
-            if dtype is not None and np.issubdtype(array.dtype, np.floating)
-            else array
-        )
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        narrow = dtype is not None and np.issubdtype(array.dtype, np.floating)
+        arrays[name] = array.astype(dtype) if narrow else array
     arrays["__meta__"] = np.frombuffer(json.dumps({"format": FORMAT, **meta}).encode(), np.uint8)
     with in_one_step(path) as file:
         np.savez(file, **arrays)
@@ -173,17 +168,47 @@ def shipped_widths() -> list[int]:
     )
 
 
+class Weights(NamedTuple):
+    """A model as it is stored: `nnx.merge(graph, params)` is the model."""
+
+    params: Any
+    graph: Any
+    config: ModelConfig
+
+
+def shipped_weights(latent_dim: int) -> Weights:
+    """The weights of this width in the package.  Raises `CheckpointError` if there are none."""
+    widths = shipped_widths()
+    if latent_dim not in widths:
+        raise CheckpointError(
+            f"no weights of latent_dim {latent_dim} are shipped; shipped: "
+            f"{', '.join(map(str, widths)) or 'none'}. "
+            f"Train your own with `python -m refinemath train --latent-dim {latent_dim} "
+            "--out FOLDER` and pass weights='FOLDER/weights.npz'"
+        )
+    folder = resources.files("refinemath") / "weights"
+    return _load_model(Path(str(folder / f"refinemath-{latent_dim}.npz")), 0)
+
+
+def load_weights(path: Path, latent_dim: int) -> Weights:
+    """The weights of a file that training wrote, of this width.  Raises `CheckpointError`."""
+    if not path.is_file():
+        raise CheckpointError(f"there is no weights file {path}")
+    found = _load_model(path, path.stat().st_mtime_ns)
+    if found.config.latent_dim != latent_dim:
+        raise CheckpointError(f"{path} has latent_dim {found.config.latent_dim}, not {latent_dim}")
+    return found
+
+
 @functools.lru_cache(maxsize=4)
-def _load(
-    path: Path, changed: int
-) -> tuple[Any, Any, ModelConfig]:  # `changed`: what was written anew is read anew
-    meta = weights.read_meta(path)
+def _load_model(path: Path, changed: int) -> Weights:
+    """A model, read once until its file has `changed`, a time."""
+    meta = read_meta(path)
     try:
         config = ModelConfig(**meta["config"])
     except (KeyError, TypeError, ValueError) as error:
-        raise weights.CheckpointError(
+        raise CheckpointError(
             f"{path} describes a model that this version does not know: {error}"
         ) from None
     graph, template = nnx.split(nnx.eval_shape(lambda: Model(config, rngs=nnx.Rngs(0))))
-    params, _ = weights.load(path, template)
-    return params, graph, config
+    return Weights(load(path, template)[0], graph, config)

@@ -1,10 +1,11 @@
-"""What several test files share: a tiny model, a small bank, one solver with a small budget, and
-JAX at its strictest.
+"""What several test files share: a tiny model, a small table of skeletons, one solver with a small
+search, and JAX at its strictest.
 """
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -17,20 +18,30 @@ from refinemath import RefineMath, SearchConfig
 from refinemath.corpus.build import build_table
 from refinemath.corpus.exclusions import training_exclusions
 from refinemath.examples import SkeletonTable
+from refinemath.loop import Proposer
 from refinemath.model import Model, ModelConfig
+from refinemath.proposers.edits import Edits
+from refinemath.proposers.missing_term import MissingTerm
+from refinemath.proposers.network import Network
+from refinemath.proposers.pairs import Pairs
+from refinemath.proposers.prior import Prior
+from refinemath.proposers.quotients import Quotients
+from refinemath.proposers.registry import DEFAULT
+from refinemath.proposers.short import Short
 
 CONFIG = ModelConfig(latent_dim=64, width=16, heads=2, seeds=4, encoder_blocks=1, refiner_blocks=1)
-BUDGET = SearchConfig(
-    thoughts=4,
-    samples=16,
-    edits=96,
-    missing_terms=8,
-    fits=2,
-    fit_steps=2,
-    keep=32,
-    search_steps=2,
-    patience=1,
-)
+SMALL = SearchConfig(latents=4, pool=32, refit=16, fit_steps=2, subtrees=256, search_steps=2)
+SMALL_ONES: dict[str, Proposer] = {  # by the names of the registry
+    "network": Network(per_latent=16, refine=2),
+    "prior": Prior(count=64, refine=8),
+    "short": Short(refine=8, rounds=2),
+    "missing_term": MissingTerm(parents=8, refine=8),
+    "pairs": Pairs(per_kind=16, shortest=128, refine=8),
+    "quotients": Quotients(refine=8, rounds=2, numerators=3),
+    "edits": Edits(count=96, refine=16),
+}
+PROPOSERS = tuple(p for name, p in SMALL_ONES.items() if name in DEFAULT)
+QUICK: dict[str, Any] = {"config": SMALL, "proposers": PROPOSERS, "patience": 1}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -70,5 +81,5 @@ def tiny_model() -> Model:
 
 @pytest.fixture(scope="session")
 def solver() -> RefineMath:
-    """The shipped weights with a budget so small that a search takes a second."""
-    return RefineMath(latent_dim=512, max_iters=4, budget=BUDGET)
+    """The shipped weights with a search so small that it takes a second."""
+    return RefineMath(latent_dim=512, max_iters=4, **QUICK)

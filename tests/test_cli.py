@@ -6,16 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import BUDGET, CONFIG
+from conftest import CONFIG, QUICK, SMALL_ONES
 from run_training import RECIPE
 
 import refinemath.__main__ as cli
 from refinemath import RefineMath, training
+from refinemath.evaluation import systems
+from refinemath.proposers.registry import DEFAULT, REGISTRY
 from refinemath.training import TrainConfig
 
 DATA = Path(__file__).parents[1] / "data"
@@ -25,8 +28,11 @@ DATA = Path(__file__).parents[1] / "data"
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, solver: RefineMath) -> Path:
     """The command line with a small search, in a folder of its own."""
 
-    def small(latent_dim: int = 512, max_iters: int = 4, **options: Any) -> RefineMath:
-        return RefineMath(latent_dim, max_iters, budget=BUDGET, **options)
+    def small(
+        latent_dim: int = 512, max_iters: int = 4, proposers: Iterable[str] = (), **options: Any
+    ) -> RefineMath:
+        chosen = tuple(p for name, p in SMALL_ONES.items() if name in set(proposers))
+        return RefineMath(latent_dim, max_iters, **{**QUICK, **options, "proposers": chosen})
 
     monkeypatch.setattr(cli, "RefineMath", small)
     monkeypatch.chdir(tmp_path)
@@ -60,7 +66,7 @@ def test_every_dial_of_the_recipe_is_an_option(capsys: pytest.CaptureFixture) ->
     text = capsys.readouterr().out
     assert (
         all(f"--{name.replace('_', '-')}" in text for name in vars(TrainConfig()))
-        and "see Recipe" not in text
+        and "see TrainConfig" not in text
     )
 
 
@@ -128,10 +134,14 @@ BAD = [
     (["evaluate", "--out", "other.json"], "other.json is not a record of evaluate"),
     (["evaluate", "--data", "nowhere"], "nowhere"),
     (["evaluate", "--every", "0"], "every"),
+    (["solve", "points.npy", "--without", *sorted(DEFAULT)], "no proposer is left"),
+    (["solve", "points.npy", "--only", "networks"], "invalid choice: 'networks'"),
+    (["solve", "points.npy", "--only", "pairs", "--without", "short"], "not allowed with"),
+    (["evaluate", "--ablation", "--without", "short"], "not allowed with"),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "says"), BAD, ids=[" ".join(a) for a, _ in BAD])
+@pytest.mark.parametrize(("arguments", "says"), BAD, ids=[" ".join(a)[:60] for a, _ in BAD])
 def test_bad_input_is_one_line_and_status_two(
     arguments: list[str], says: str, quick: Path, points: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -238,8 +248,9 @@ def test_evaluate_writes_the_records(quick: Path, capsys: pytest.CaptureFixture)
         str(DATA),
         "--parts",
         "heldout",
-        "--systems",
-        "refinemath",
+        "--without",
+        "pairs",
+        "quotients",
         "--every",
         "100",
         "--time-budget",
@@ -249,16 +260,74 @@ def test_evaluate_writes_the_records(quick: Path, capsys: pytest.CaptureFixture)
     ]
     assert cli.main(["evaluate", *arguments]) == 0
     report = json.loads((quick / "scores.json").read_text(encoding="utf-8"))
-    assert {"command", "commit", "date", "python", "jax", "hardware", "budget"} <= report.keys()
-    part = report["results"]["refinemath/heldout"]
+    assert {
+        "command",
+        "commit",
+        "date",
+        "python",
+        "jax",
+        "hardware",
+        "time_budget",
+    } <= report.keys()
+    part = report["results"]["without pairs quotients/heldout"]
     assert part["summary"]["problems"] == len(part["records"]) == 3
-    assert all(
-        0 <= r["settled"] <= 1 and (r["settled"] == 1) == r["converged"] for r in part["records"]
-    )
+    assert all(r["converged"] in (True, False) for r in part["records"])
     assert {"name", "recovered", "fvu", "seconds", "iterations", "converged", "formula"} <= part[
         "records"
     ][0].keys()
-    assert "refinemath/heldout" in capsys.readouterr().out
+    assert "without pairs quotients/heldout" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ([], DEFAULT),
+        (["--without", "pairs", "edits"], DEFAULT - {"pairs", "edits"}),
+        (["--only", "short"], {"short"}),
+        (["--only", "prior", "network"], {"prior", "network"}),
+    ],
+    ids=str,
+)
+def test_proposers_are_switched_by_name(
+    options: list[str], names: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What `solve` and `evaluate` pass on."""
+    seen: list[set[str]] = []
+
+    class Stop(ValueError):
+        pass
+
+    def asked(*_: Any, proposers: Iterable[str], **__: Any) -> None:
+        seen.append(set(proposers))
+        raise Stop
+
+    monkeypatch.setattr(cli, "RefineMath", asked)
+    assert cli.main(["solve", "points.npy", *options]) == 2
+    assert cli.main(["evaluate", *options]) == 2
+    assert seen == [names, names]
+
+
+def test_solve_without_the_network_needs_no_latents(
+    quick: Path, points: Path, capsys: pytest.CaptureFixture
+) -> None:
+    options = ["--max-iters", "4", "--time-budget", "0.1", "--only", "short", "missing_term"]
+    assert cli.main(["solve", str(points), *options]) == 0
+    assert "formula     y = x**2 - 3\n" in capsys.readouterr().out
+
+
+def test_the_systems_that_are_compared() -> None:
+    null = DEFAULT - {"network"} | {"prior"}
+    assert systems() == {"all": DEFAULT, "null": null}
+    assert systems(without=["pairs", "edits"]) == {
+        "without pairs edits": DEFAULT - {"pairs", "edits"}
+    }
+    assert systems(only=["network"]) == {"only network": {"network"}}
+    table = systems(ablation=True)
+    assert len(table) == 2 + len(DEFAULT) + len(REGISTRY)
+    for name in REGISTRY:
+        assert table[f"only {name}"] == {name}
+        assert table.get(f"without {name}", DEFAULT - {name}) == DEFAULT - {name}
+    assert table["all"] == DEFAULT and table["null"] == null
 
 
 def test_the_first_command_of_the_readme(tmp_path: Path, compiled_once: Path) -> None:

@@ -18,10 +18,16 @@ import numpy as np
 import pytest
 
 from experiments.lists import peels, well_posed, write_excluded
-from refinemath.corpus.build import build_table, numbered, signature_words, used_variables
+from refinemath.corpus.build import build_table
 from refinemath.corpus.canonical import CONSTANT, is_canonical
 from refinemath.corpus.exclusions import UNKNOWN, excludes, read_excluded, training_exclusions
-from refinemath.corpus.signatures import fingerprint, signature
+from refinemath.corpus.signatures import (
+    fingerprint,
+    numbered,
+    signature,
+    signature_words,
+    used_variables,
+)
 from refinemath.examples import (
     TERMS,
     Examples,

@@ -161,7 +161,8 @@ class FirstColumn(RefineMath):
     """
 
     def solve(self, data: Any, y: Any = None, **options: Any) -> Result:
-        return FirstColumnResult(**vars(super().solve(np.asarray(data)[:, :1], y, **options)))
+        first = data._replace(x=data.x[:, :1], names=data.names[:1])
+        return FirstColumnResult(**vars(super().solve(first, **options)))
 
 
 @pytest.mark.filterwarnings("ignore")

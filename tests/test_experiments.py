@@ -246,7 +246,7 @@ def test_recursive_model_is_trained(tmp_path: Path) -> None:
     record = systems.train_one(options, "trm", 0)
     assert record["training"]["steps"] >= 1 and np.isfinite(record["training"]["loss"][-1][1])
     solver = systems.solver(options, "trm", 0)
-    params, graph, config = solver._parameters()
+    params, graph, config = solver.parameters()
     refiner = nnx.merge(graph, params).refiner
     tokens = refiner.sample(
         jax.random.key(0), refiner.start(jnp.zeros((2, config.slots, config.latent_dim))), 3

@@ -29,6 +29,7 @@ from refinemath.model import (
     stabilise,
 )
 from refinemath.problem import prepare
+from refinemath.solver import device_points
 from refinemath.text import parse
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -189,12 +190,12 @@ def test_features_have_their_number_and_are_zero_in_the_padding(variables: int) 
 @pytest.mark.parametrize("y_scale", [1e30, 1.0, 1e-30])
 def test_features_are_finite_at_any_scale(x_scale: float, y_scale: float) -> None:
     x = np.linspace(0.5, 4.0, 30)[:, None]
-    points = prepare(x * x_scale, (x[:, 0] ** 2 - 3) * y_scale).points
+    points = device_points(prepare(x * x_scale, (x[:, 0] ** 2 - 3) * y_scale))
     features = np.asarray(point_features(points))
     assert np.isfinite(features).all() and np.abs(features).max() < 50
-    plain = np.asarray(point_features(prepare(x, x[:, 0] ** 2 - 3).points))
+    plain = np.asarray(point_features(device_points(prepare(x, x[:, 0] ** 2 - 3))))
     np.testing.assert_allclose(
-        np.asarray(point_features(prepare(x, (x[:, 0] ** 2 - 3) * y_scale).points)),
+        np.asarray(point_features(device_points(prepare(x, (x[:, 0] ** 2 - 3) * y_scale)))),
         plain,
         atol=1e-4,
     )

@@ -5,12 +5,14 @@ data.
 import re
 
 import numpy as np
+import pictures
 import pytest
 from matplotlib.figure import Figure
 
 from refinemath import plots
 from refinemath.answer.symbolic import latex_of
-from refinemath.loop import SearchOutput, Trace
+from refinemath.compiled import SearchRecord
+from refinemath.loop import Trace
 from refinemath.pool import Pool
 from refinemath.result import FrontEntry, Result
 from refinemath.text import parse
@@ -39,14 +41,14 @@ def fake(
         array[taken:] = np.nan
     trace = Trace(velocity=velocity, fvu=fvu, gram=gram, latent=latent)
     pool = Pool(*(np.zeros(1) for _ in Pool._fields))
-    outcome = SearchOutput(
+    outcome = SearchRecord(
         pool=pool,
-        z=np.zeros((THOUGHTS, SLOTS, 8)),
+        latents=np.zeros((THOUGHTS, SLOTS, 8)),
         trace=trace,
-        steps=np.array(taken),
-        found_at=np.array(2),
-        converged=np.array(False),
-        searched=np.array(4),
+        steps=taken,
+        found_at=2,
+        converged=False,
+        searched=4,
     )
     x = np.stack([np.linspace(-2, 2, 20)] * variables, axis=1)
     law = parse(formula)
@@ -124,14 +126,15 @@ def test_velocity_has_a_line_a_thought_a_median_and_the_threshold() -> None:
 
 
 def test_the_phases_are_those_of_the_loop() -> None:
-    assert plots.search_length(fake()) == 4 and plots.search_length(constant()) == 0
+    spans = plots.plot_velocity(fake()).axes[0].patches
+    assert [round(span.get_width()) for span in spans[:1]] == [4]
 
 
 def test_the_spectrum_has_a_line_a_slot() -> None:
-    figure = plots.plot_spectrum(fake())
+    figure = pictures.plot_spectrum(fake())
     (axes,) = figure.axes
     assert len([line for line in axes.lines if len(line.get_xdata()) == TAKEN]) == SLOTS
-    np.testing.assert_allclose(plots.spectrum(fake()), 1.0)
+    np.testing.assert_allclose(pictures.spectrum(fake()), 1.0)
     draw(figure)
 
 
@@ -143,13 +146,13 @@ def test_singular_values_are_those_of_the_thought() -> None:
     outcome = result.outcome._replace(
         trace=result.outcome.trace._replace(gram=z @ z.swapaxes(1, 2))
     )
-    found = plots.spectrum(Result(**{**vars(result), "outcome": outcome}))
+    found = pictures.spectrum(Result(**{**vars(result), "outcome": outcome}))
     np.testing.assert_allclose(found, np.linalg.svd(z, compute_uv=False), rtol=1e-8)
 
 
 def test_the_cloud_contracts_and_no_nan_enters() -> None:
     result = fake()
-    size, at = plots.spread(result), plots.plane(result)
+    size, at = pictures.spread(result), pictures.plane(result)
     assert size.shape == (TAKEN,) and np.all(np.diff(size) < 0)
     assert at.shape == (TAKEN, THOUGHTS, 2) and np.isfinite(at).all()
     np.testing.assert_allclose(at[-1].mean(axis=0), 0.0, atol=1e-12)
@@ -170,15 +173,15 @@ def test_size_is_zero_for_equal_thoughts_and_does_not_depend_on_scale() -> None:
         )
 
     same = np.repeat(np.asarray(trace.latent)[:, :1], THOUGHTS, axis=1)
-    np.testing.assert_allclose(plots.spread(with_latent(same)), 0.0, atol=1e-12)
+    np.testing.assert_allclose(pictures.spread(with_latent(same)), 0.0, atol=1e-12)
     np.testing.assert_allclose(
-        plots.spread(with_latent(7 * np.asarray(trace.latent))), plots.spread(result)
+        pictures.spread(with_latent(7 * np.asarray(trace.latent))), pictures.spread(result)
     )
 
 
 @pytest.mark.parametrize("steps", [None, (1, 3, 9), (9,)])
 def test_the_cloud_has_an_axis_a_step(steps: tuple[int, ...] | None) -> None:
-    figure = plots.plot_cloud(fake(), steps)
+    figure = pictures.plot_cloud(fake(), steps)
     assert len(figure.axes) == (4 if steps is None else len(steps))
     assert all(len(axes.collections[0].get_offsets()) == THOUGHTS for axes in figure.axes)
     draw(figure)
@@ -187,12 +190,18 @@ def test_the_cloud_has_an_axis_a_step(steps: tuple[int, ...] | None) -> None:
 @pytest.mark.parametrize("steps", [(0,), (1, 10), ()])
 def test_a_step_that_was_not_taken_is_an_error(steps: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="between 1 and 9"):
-        plots.plot_cloud(fake(), steps)
+        pictures.plot_cloud(fake(), steps)
 
 
 @pytest.mark.parametrize(
     "plot",
-    [plots.plot_fit, plots.plot_velocity, plots.plot_spectrum, plots.plot_cloud, plots.plot_hero],
+    [
+        plots.plot_fit,
+        plots.plot_velocity,
+        pictures.plot_spectrum,
+        pictures.plot_cloud,
+        pictures.plot_hero,
+    ],
 )
 @pytest.mark.parametrize(
     "result", [constant(), fake(taken=1), fake(taken=1, steps=1), fake("log(x)"), fake("1/(x - x)")]
@@ -212,15 +221,15 @@ def test_the_animation_has_a_frame_a_step(tmp_path) -> None:  # type: ignore[no-
     from PIL import Image
 
     target = tmp_path / "cloud.gif"
-    plots.animate_cloud(fake()).save(target, writer="pillow", dpi=40)
+    pictures.animate_cloud(fake()).save(target, writer="pillow", dpi=40)
     with Image.open(target) as film:
         assert film.n_frames == TAKEN
     with pytest.raises(ValueError, match="constant"):
-        plots.animate_cloud(constant())
+        pictures.animate_cloud(constant())
 
 
 def test_the_html_stands_alone() -> None:
-    page = plots.cloud_html(fake(), name="a-cloud")
+    page = pictures.cloud_html(fake(), name="a-cloud")
     assert (
         'class="interactive" id="a-cloud"' in page
         and 'role="img"' in page
@@ -228,18 +237,18 @@ def test_the_html_stands_alone() -> None:
     )
     assert page.count("<polyline") == THOUGHTS and page.count("<circle") == THOUGHTS + 1
     assert not re.search(r"https?://|src=|NaN|{{", page)
-    assert f'max="{TAKEN}"' in page and "<script" not in plots.cloud_html(constant())
+    assert f'max="{TAKEN}"' in page and "<script" not in pictures.cloud_html(constant())
 
 
 def test_the_description_says_what_happened() -> None:
-    words = plots.describe(fake())
+    words = pictures.describe(fake())
     assert (
         "20 points" in words
         and "sin(x)" in words
         and f"{THOUGHTS} thoughts took {TAKEN} steps" in words
         and "not settled" in words
     )
-    assert "no step" in plots.describe(constant())
+    assert "no step" in pictures.describe(constant())
 
 
 def test_the_colours_are_different_and_shared() -> None:

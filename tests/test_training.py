@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import BUDGET, CONFIG
+from conftest import CONFIG, QUICK
 from formulas import from_bank
 from run_training import RECIPE
 from test_grammar import legal
@@ -254,7 +254,7 @@ def test_a_run_leaves_a_log_a_checkpoint_and_weights(whole_run: Path) -> None:
         meta["config"]["latent_dim"] == CONFIG.latent_dim
         and meta["examples"] == STEPS * RECIPE.batch
     )
-    params, _, config = RefineMath(latent_dim=64, weights=whole_run / "weights.npz")._parameters()
+    params, _, config = RefineMath(latent_dim=64, weights=whole_run / "weights.npz").parameters()
     assert config == CONFIG and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
@@ -353,7 +353,7 @@ def test_two_variables_are_trained_and_solved(
         bank.tokens
     )
     train(replace(CONFIG, variables=2), replace(RECIPE, steps=3), tmp_path, bank=bank, show=False)
-    model = RefineMath(64, 4, weights=tmp_path / "weights.npz", budget=BUDGET)
+    model = RefineMath(64, 4, weights=tmp_path / "weights.npz", **QUICK)
     x = np.random.default_rng(0).uniform(0.5, 3, (40, 2))
     result = model.solve(x, 2 * x[:, 0] * x[:, 1] + 1, time_budget=20)
     assert result.exact and str(result) == "y = 2*x1*x2 + 1"

@@ -1,6 +1,13 @@
-"""From the pool of a search to the one formula that is printed.  (Chapter 8)"""
+"""From the pool of a search to the one formula that is printed: refit, rewrite, round, choose.
+(Chapter 8)
+"""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,100 +19,147 @@ from refinemath.answer.solution import (
     refine_constants,
     score_solution,
 )
-from refinemath.answer.symbolic import multiplied_out, one_fraction, rescale
-from refinemath.answer.targets import redone
+from refinemath.answer.symbolic import pretty, rescale, rewrite
+from refinemath.answer.targets import TargetTransform
 from refinemath.expression import END, decode, split_terms
-from refinemath.loop import SearchOutput
-from refinemath.problem import Prepared
+from refinemath.problem import Problem
 
 
-def refit_pool(
-    outcome: SearchOutput, prepared: Prepared, *, most: int = 12, each: int = 2
+class Candidates(NamedTuple):
+    """The formulas that a search remembers, best first."""
+
+    tokens: np.ndarray  # (formulas, slots)
+    values: np.ndarray  # (formulas, slots): the numbers at tokens that stand for one
+    score: np.ndarray  # (formulas,): the search's code length, infinite for an empty row
+
+
+def refit(
+    candidates: Candidates, problem: Problem, *, most: int = 12, each: int = 2
 ) -> list[Solution]:
-    """The `most` best formulas of a search and the `each` best of every length, numbers fitted
-    again in float64; best description first.
+    """The `most` best candidates and the `each` best of every length, numbers fitted again in
+    float64 on all points; the shortest code first.
     """
-    tokens, cost = np.asarray(outcome.pool.tokens), np.asarray(outcome.pool.score)
-    values, length = (
-        np.asarray(outcome.pool.values, np.float64),
-        np.count_nonzero(tokens != END, axis=1),
-    )
-    seen = dict.fromkeys(length.tolist(), 0)
+    lengths = np.count_nonzero(candidates.tokens != END, axis=1).tolist()
+    seen = dict.fromkeys(lengths, 0)
     solutions: list[Solution] = []
-    for i in np.flatnonzero(np.isfinite(cost)):
-        seen[int(length[i])] += 1
-        if i >= most and seen[int(length[i])] > each:
+    for i in np.flatnonzero(np.isfinite(candidates.score)):
+        seen[lengths[i]] += 1
+        if i >= most and seen[lengths[i]] > each:
             continue
-        solution = refine_constants(
-            split_terms(decode(tokens[i], values[i])), prepared.u, prepared.y
-        )
+        formula = decode(candidates.tokens[i], candidates.values[i].astype(np.float64))
+        solution = refine_constants(split_terms(formula), problem.u, problem.y)
         if solution is not None:
-            solutions.append(score_solution(solution, prepared.u, prepared.y))
+            solutions.append(score_solution(solution, problem.u, problem.y))
             if len(solutions) >= 4 and min(s.fvu for s in solutions) < EXACT:
                 break
     return sorted(solutions, key=code_length)
 
 
-def refit(
-    outcome: SearchOutput, operation: str, view: Prepared, prepared: Prepared, *, most: int = 6
+def refit_transformed(
+    candidates: Candidates,
+    transform: TargetTransform,
+    seen: Problem,
+    problem: Problem,
+    *,
+    most: int = 6,
 ) -> list[Solution]:
-    """What `refit_pool` finds in a search; where that looked at points with an operation undone,
-    its `most` best formulas with it done again.
+    """`refit` on the points that the search has `seen`; where their target was transformed, its
+    `most` best formulas for the problem's own y.
     """
-    solutions = refit_pool(outcome, view)
-    if not operation:
+    solutions = refit(candidates, seen)
+    if seen is problem:
         return solutions
     if solutions and solutions[0].fvu < EXACT:
-        solutions = [round_constants(solutions[0], view.u, view.y)]
-    again = [redone(operation, solution, prepared) for solution in solutions[:most]]
-    return [
-        score_solution(solution, prepared.u, prepared.y)
-        for solution in again
-        if solution is not None
-    ]
+        solutions = [round_constants(solutions[0], seen.u, seen.y)]
+    back = [transform.inverse(solution, problem) for solution in solutions[:most]]
+    return [score_solution(s, problem.u, problem.y) for s in back if s is not None]
 
 
-Known = tuple[
-    dict[Solution, list[Solution]], dict[Solution, Solution]
-]  # forms of a solution in the user's units; what a form snaps to
+class Answers:
+    """The formulas found for a problem so far, one of each skeleton, and the best of them.
 
-
-def choose_solution(
-    front: list[Solution], prepared: Prepared, *, most: int = 8, known: Known | None = None
-) -> Solution | None:
-    """The formula of least description length among the `most` best, their numbers polished in the
-    user's units and snapped.
-
-    `known` remembers what was worked out, for the next call on the same points.
+    `best`: in the user's units, its numbers rounded; None before there is one.
     """
-    forms_of, snapped = known or ({}, {})
-    seen: list[float] = []
-    forms: list[Solution] = []
-    for solution in front[: 3 * most]:
-        if any(abs(solution.fvu - fvu) <= 1e-6 * fvu for fvu in seen):
-            continue  # the same function in other words
-        if solution not in forms_of:
-            own = rescale(solution, prepared)
-            variants = (
-                []
-                if own is None
-                else [own, multiplied_out(own, prepared), one_fraction(own, prepared)]
-            )
-            forms_of[solution] = [
-                score_solution(form, prepared.x, prepared.y)
-                for form in variants
-                if form is not None
-            ]
-        if forms_of[solution]:
-            seen.append(solution.fvu)
-            forms += forms_of[solution]
-            if forms_of[solution][0].fvu < EXACT:
+
+    def __init__(self, problem: Problem):
+        self.problem = problem
+        self.best: Solution | None = None
+        self._found: dict[tuple[tuple[str, ...], ...], Solution] = {}
+        self._rewrite = functools.cache(lambda s: rewrite(s, problem))
+        self._round = functools.cache(lambda s: round_constants(s, problem.x, problem.y))
+
+    @property
+    def exact(self) -> bool:
+        """Whether the best formula fits to the last digit."""
+        return self.best is not None and self.best.fvu < EXACT
+
+    @property
+    def solutions(self) -> list[Solution]:
+        """All formulas, in u and not rounded, the shortest code first."""
+        return sorted(self._found.values(), key=code_length)
+
+    def add(self, solutions: Iterable[Solution]) -> bool:
+        """Take in scored solutions in u; True where the best code is now half a nat shorter."""
+        for solution in solutions:
+            name = solution.skeleton()
+            old = self._found.get(name)
+            if old is None or code_length(solution) < code_length(old):
+                self._found[name] = solution
+        now = self.choose(self.solutions)
+        better = now is not None and (
+            self.best is None or code_length(now) < code_length(self.best) - 0.5
+        )
+        if better:
+            self.best = now
+        return better
+
+    def choose(self, solutions: list[Solution], *, most: int = 8) -> Solution | None:
+        """The formula of the shortest code among the forms of the first solutions, the `most` best
+        of them rounded.  What was rewritten or rounded before is remembered.
+        """
+        seen: list[float] = []
+        forms: list[Solution] = []
+        for solution in solutions[: 3 * most]:
+            if any(abs(solution.fvu - fvu) <= 1e-6 * fvu for fvu in seen):
+                continue  # the same function in other words
+            own = self._rewrite(solution)
+            if own:
+                seen.append(solution.fvu)
+                forms += own
+                if own[0].fvu < EXACT:
+                    break
+        rounded: list[Solution] = []
+        for form in sorted(forms, key=code_length)[:most]:
+            rounded.append(self._round(form))
+            if rounded[-1].fvu < EXACT and len(rounded) >= 3:
                 break
-    finished: list[Solution] = []
-    for form in sorted(forms, key=code_length)[:most]:
-        if form not in snapped:
-            snapped[form] = round_constants(form, prepared.x, prepared.y)
-        finished.append(snapped[form])
-        if finished[-1].fvu < EXACT and len(finished) >= 3:
-            break
-    return min(finished, key=code_length) if finished else None
+        return min(rounded, key=code_length, default=None)
+
+
+@dataclass(frozen=True)
+class FrontEntry:
+    """One formula of the front: how long, how good, what; its numbers are rounded, for reading."""
+
+    length: int
+    fvu: float
+    formula: str
+
+
+def pareto_front(
+    solutions: Iterable[Solution], problem: Problem, digits: int = 5
+) -> tuple[FrontEntry, ...]:
+    """The shortest solution and every longer one that leaves at least a tenth less unexplained than
+    the one before it, in the user's units and names.
+    """
+    kept: list[Solution] = []
+    for solution in sorted(solutions, key=lambda s: s.length):
+        if kept and solution.fvu >= 0.9 * kept[-1].fvu:
+            continue
+        if kept and kept[-1].length == solution.length:
+            kept.pop()
+        kept.append(solution)
+    formulas = ((rescale(s, problem) or s).formula() for s in kept)
+    return tuple(
+        FrontEntry(s.length, s.fvu, str(pretty(f, digits, problem.names)))
+        for s, f in zip(kept, formulas, strict=True)
+    )

@@ -12,13 +12,17 @@ import numpy as np
 
 from refinemath.answer.solution import (
     Solution,
-    _linear,
-    _renumbered,
     code_length,
+    fraction_unexplained,
+    least_squares,
     refine_constants,
     score_solution,
+    term_values,
+    with_numbers,
 )
 from refinemath.expression import Formula, fold
+
+Sized = tuple[tuple[str | float, ...], float]  # parts of a formula and the largest of their values
 
 
 def simple_neighbours(v: float) -> list[float]:
@@ -38,10 +42,7 @@ def drop_negligible(term: Formula, x: np.ndarray, least: float = 1e-12) -> Formu
     sqrt(x + 3e-17).  x: (variables, points).
     """
 
-    def node(
-        part: str | float, *operands: tuple[tuple[str | float, ...], float]
-    ) -> tuple[tuple[str | float, ...], float]:
-        """The parts kept, and the largest size of their values."""
+    def node(part: str | float, *operands: Sized) -> Sized:
         if part in ("add", "sub"):
             (first, a), (second, b) = operands
             if b <= least * a:
@@ -56,89 +57,94 @@ def drop_negligible(term: Formula, x: np.ndarray, least: float = 1e-12) -> Formu
 
 def round_constants(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solution:
     """Replace numbers by simple ones near them, one after the other, as long as the description
-    gets no longer.
+    gets no longer.  x: (variables, points), y: (points,).
 
     After every replacement the other numbers are fitted again.  A number that the data pin down is
     thus left alone unless the simple one explains them as well.  Summands that are rounding, and
     terms whose removal shortens the description, go first.  All is done with an offset and without,
     and the shorter description counts.
     """
+    best = _drop_terms(score_solution(solution, x, y), x, y)
+    forms = [_round_inner(best, x, y, intercept=True)]
+    without = _refit(best.terms, x, y, intercept=False)
+    if without is not None:
+        forms.append(_round_inner(without, x, y, intercept=False))
+    best = min(forms, key=code_length)
+    rounding = 1e-13 * float(np.max(np.abs(y)))
+    return replace(best, offset=0.0) if abs(best.offset) < rounding else best
 
-    def length(trial: Solution | None) -> float:
-        return math.inf if trial is None else code_length(trial)
 
-    def fitted(
-        terms: Sequence[Formula], frozen: frozenset[int] = frozenset(), *, intercept: bool
-    ) -> Solution | None:
-        found = refine_constants(terms, x, y, frozen=frozen, intercept=intercept)
-        return None if found is None else score_solution(found, x, y)
+def _refit(
+    terms: Sequence[Formula],
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    frozen: frozenset[int] = frozenset(),
+    intercept: bool = True,
+) -> Solution | None:
+    found = refine_constants(terms, x, y, frozen=frozen, intercept=intercept)
+    return None if found is None else score_solution(found, x, y)
 
-    best = score_solution(solution, x, y)
+
+def _length(trial: Solution | None) -> float:
+    return math.inf if trial is None else code_length(trial)
+
+
+def _drop_terms(best: Solution, x: np.ndarray, y: np.ndarray) -> Solution:
+    """Without summands that are rounding, and without terms that cost more than they explain."""
     lean = tuple(drop_negligible(term, x) for term in best.terms)
     if lean != best.terms:
-        best = min(best, fitted(lean, intercept=True) or best, key=code_length)
+        best = min(best, _refit(lean, x, y) or best, key=code_length)
     while len(best.terms) > 1:
-        finest = min(
-            (
-                fitted([t for t in best.terms if t is not gone], intercept=True)
-                for gone in best.terms
-            ),
-            key=length,
-        )
-        if finest is None or length(finest) > length(best):
+        shorter = [_refit([t for t in best.terms if t is not gone], x, y) for gone in best.terms]
+        trial = min(shorter, key=_length)
+        if trial is None or _length(trial) > code_length(best):
             break
-        best = finest
+        best = trial
+    return best
 
-    def rounded(best: Solution, *, intercept: bool) -> Solution:
-        frozen: frozenset[int] = frozenset()
-        for i in sorted(range(len(best.constants)), key=lambda i: -abs(best.constants[i])):
-            numbers = best.constants
-            for number in simple_neighbours(numbers[i]):
-                numbers[i] = number
-                trial = fitted(_renumbered(best.terms, numbers), frozen | {i}, intercept=intercept)
-                if trial is not None and length(trial) <= length(best):
-                    best, frozen = trial, frozen | {i}
-                    break
-        return _round_linear(best, x, y, intercept=intercept)
 
-    forms = [rounded(best, intercept=True)]
-    without = fitted(best.terms, intercept=False)
-    if without is not None:
-        forms.append(rounded(without, intercept=False))
-    best = min(forms, key=code_length)
-    return (
-        replace(best, offset=0.0) if abs(best.offset) < 1e-13 * float(np.max(np.abs(y))) else best
-    )  # rounding, not an offset
+def _round_inner(best: Solution, x: np.ndarray, y: np.ndarray, *, intercept: bool) -> Solution:
+    """The numbers inside the terms rounded, the largest first, then the linear ones."""
+    frozen: frozenset[int] = frozenset()
+    for i in sorted(range(len(best.constants)), key=lambda i: -abs(best.constants[i])):
+        numbers = best.constants
+        for number in simple_neighbours(numbers[i]):
+            numbers[i] = number
+            terms = with_numbers(best.terms, numbers)
+            trial = _refit(terms, x, y, frozen=frozen | {i}, intercept=intercept)
+            if trial is not None and code_length(trial) <= code_length(best):
+                best, frozen = trial, frozen | {i}
+                break
+    return _round_linear(best, x, y, intercept=intercept)
 
 
 def _round_linear(best: Solution, x: np.ndarray, y: np.ndarray, *, intercept: bool) -> Solution:
-    n = len(y)
-    variance = max(float(np.sum((y - np.mean(y)) ** 2)), 1e-300)
-    numbers = [*best.coefficients, best.offset]
-    columns = np.stack([*(t.evaluate(x) for t in best.terms), np.ones(n)], axis=1)
+    """Coefficients and offset rounded, those not yet rounded fitted again each time."""
+    columns = term_values(best.terms, best.constants, x)
+    if columns is None:
+        return best
+    columns = np.concatenate([columns, np.ones((len(y), 1))], axis=1)
+    numbers = np.array([*best.coefficients, best.offset])
     loose = [i for i in range(len(numbers)) if intercept or i < len(numbers) - 1]
     for i in list(loose):
+        rest = [j for j in loose if j != i]
+        held = [j for j in range(len(numbers)) if j not in rest]
         for number in simple_neighbours(numbers[i]):
-            rest = [j for j in loose if j != i]
-            fixed = np.array(numbers)
+            fixed = numbers.copy()
             fixed[i] = number
-            held = [j for j in range(len(fixed)) if j not in rest]
-            fixed[rest], _, residual = _linear(
+            fixed[rest], _, residual = least_squares(
                 columns[:, rest], y - columns[:, held] @ fixed[held], intercept=False
             )
-            trial = score_solution(
-                Solution(
-                    best.terms,
-                    tuple(map(float, fixed[:-1])),
-                    float(fixed[-1]),
-                    float(np.sum(residual**2)) / variance,
-                ),
-                x,
-                y,
+            found = replace(
+                best,
+                coefficients=tuple(fixed[:-1].tolist()),
+                offset=float(fixed[-1]),
+                fvu=fraction_unexplained(residual, y),
             )
+            trial = score_solution(found, x, y)
             if code_length(trial) <= code_length(best):
-                best, numbers = trial, list(fixed)
-                loose.remove(i)
+                best, numbers, loose = trial, fixed, rest
                 break
     return best
 

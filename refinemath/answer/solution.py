@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -12,7 +12,10 @@ import scipy.optimize
 
 from refinemath.expression import TOKEN_CODE_LENGTH, Formula, combine
 
+EXACT = 1e-23  # FVU in float64 under which a fit counts as exact
 ROUNDING = 1e-24  # FVU in float64 under which nothing but rounding is left
+LARGEST = 1e150  # values beyond this cannot be squared
+TINY = 1e-300  # in place of a denominator that is zero
 
 
 @dataclass(frozen=True)
@@ -44,70 +47,82 @@ class Solution:
         """Tokens of the skeleton, without the free coefficients."""
         return max(sum(len(t) for t in self.terms) + len(self.terms) - 1, 0)
 
+    def skeleton(self) -> tuple[tuple[str, ...], ...]:
+        """The terms without their numbers, in alphabetical order."""
+        return tuple(sorted(t.skeleton() for t in self.terms))
 
-def _columns(terms: Sequence[Formula], numbers: np.ndarray, x: np.ndarray) -> np.ndarray | None:
-    """The terms' values (points, terms) with `numbers` in place of their constants; None where one
-    is undefined or beyond 1e150.
+
+def fraction_unexplained(residual: np.ndarray, y: np.ndarray) -> float:
+    """FVU: the squared residuals over the squared distances of y from its mean."""
+    return float(np.sum(residual**2)) / max(float(np.sum((y - np.mean(y)) ** 2)), TINY)
+
+
+def term_values(terms: Sequence[Formula], numbers: np.ndarray, x: np.ndarray) -> np.ndarray | None:
+    """The terms' values (points, terms) at x (variables, points) with `numbers` in place of their
+    constants; None where one is undefined or beyond 1e150.
     """
     left = iter(numbers)
-    columns = (
-        np.stack([t.evaluate(x, [next(left) for _ in t.constants()]) for t in terms], axis=1)
-        if terms
-        else np.zeros((x.shape[-1], 0))
-    )
-    return columns if np.all(np.abs(columns) <= 1e150) else None
+    columns = [t.evaluate(x, [next(left) for _ in t.constants()]) for t in terms]
+    values = np.stack(columns, axis=1) if terms else np.zeros((x.shape[-1], 0))
+    return values if np.all(np.abs(values) <= LARGEST) else None
 
 
-def _linear(
+def solution_values(solution: Solution, x: np.ndarray) -> np.ndarray:
+    """The fitted values (points,) at x (variables, points), float64."""
+    pairs = zip(solution.coefficients, solution.terms, strict=True)
+    return solution.offset + sum((a * t.evaluate(x) for a, t in pairs), np.zeros(x.shape[-1]))
+
+
+def least_squares(
     columns: np.ndarray, y: np.ndarray, *, intercept: bool
 ) -> tuple[np.ndarray, float, np.ndarray]:
-    """Coefficients, offset and residual of the least-squares fit of y by the columns."""
-    scale = np.maximum(np.max(np.abs(columns), axis=0, initial=0.0), 1e-300)
+    """Coefficients, offset and residual of the least-squares fit of y by (points, terms)."""
+    scale = np.maximum(np.max(np.abs(columns), axis=0, initial=0.0), TINY)
     design = columns / scale
     if intercept:
         design = np.concatenate([design, np.ones((len(y), 1))], axis=1)
-    size = max(float(np.max(np.abs(y))), 1e-300)
+    if not design.shape[1]:
+        return np.zeros(0), 0.0, y
+    size = max(float(np.max(np.abs(y))), TINY)
     try:
-        solved = (
-            np.linalg.lstsq(design, y / size, rcond=1e-14)[0] * size
-            if design.shape[1]
-            else np.zeros(0)
-        )
+        solved = np.linalg.lstsq(design, y / size, rcond=1e-14)[0] * size
     except np.linalg.LinAlgError:  # the iteration for the singular values gave up
         return np.zeros(columns.shape[1]), 0.0, np.full(len(y), np.inf)
-    residual = y - design @ solved if design.shape[1] else y
-    with np.errstate(
-        over="ignore"
-    ):  # a coefficient beyond float64 belongs to a term that is 0 on the points
+    with np.errstate(over="ignore"):  # beyond float64: of a term that is 0 on the points
         coefficients = solved[: columns.shape[1]] / scale
-    return (
-        np.where(np.isfinite(coefficients), coefficients, 0.0),
-        float(solved[-1]) if intercept else 0.0,
-        residual,
-    )
+    coefficients = np.where(np.isfinite(coefficients), coefficients, 0.0)
+    return coefficients, float(solved[-1]) if intercept else 0.0, y - design @ solved
 
 
 def linear_solution(
-    terms: Sequence[Formula], x: np.ndarray, y: np.ndarray, *, intercept: bool = True
+    terms: Sequence[Formula],
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    numbers: np.ndarray | None = None,
+    intercept: bool = True,
 ) -> Solution | None:
-    """Least squares over the coefficients in float64; None where a term is undefined on the
-    points.
+    """Least squares over the coefficients in float64, with `numbers` in place of the terms'
+    constants; None where a term is undefined on the points.
     """
-    return _solution(
-        terms, np.array([c for t in terms for c in t.constants()]), x, y, intercept=intercept
+    if numbers is None:
+        numbers = np.array([c for t in terms for c in t.constants()])
+    columns = term_values(terms, numbers, x)
+    if columns is None:
+        return None
+    coefficients, offset, residual = least_squares(columns, y, intercept=intercept)
+    return Solution(
+        with_numbers(terms, numbers),
+        tuple(map(float, coefficients)),
+        offset,
+        fraction_unexplained(residual, y),
     )
 
 
-def _solution(
-    terms: Sequence[Formula], numbers: np.ndarray, x: np.ndarray, y: np.ndarray, *, intercept: bool
-) -> Solution | None:
-    columns = _columns(terms, numbers, x)
-    if columns is None:
-        return None
-    coefficients, offset, residual = _linear(columns, y, intercept=intercept)
-    variance = float(np.sum((y - np.mean(y)) ** 2))
-    fvu = float(np.sum(residual**2)) / max(variance, 1e-300)
-    return Solution(_renumbered(terms, numbers), tuple(map(float, coefficients)), offset, fvu)
+def with_numbers(terms: Sequence[Formula], numbers: Iterable[float]) -> tuple[Formula, ...]:
+    """The terms with other numbers inside, from left to right."""
+    following = iter(numbers)
+    return tuple(t.with_constants(following) for t in terms)
 
 
 def refine_constants(
@@ -119,58 +134,53 @@ def refine_constants(
     intercept: bool = True,
 ) -> Solution | None:
     """All constants inside the terms, except the `frozen` ones, by SciPy's Levenberg-Marquardt in
-    float64; coefficients projected out.
+    float64; coefficients projected out.  None where a term is undefined on the points.
     """
     numbers = np.array([c for t in terms for c in t.constants()])
     free = [i for i in range(len(numbers)) if i not in frozen]
-    first = _solution(terms, numbers, x, y, intercept=intercept)
+    first = linear_solution(terms, x, y, intercept=intercept)
     if first is None or not free or len(y) <= len(free):
         return first
     spread = float(np.std(y)) or 1.0
 
+    def moved(theta: np.ndarray) -> np.ndarray:
+        new = numbers.copy()
+        new[free] = theta
+        return new
+
     def residual(theta: np.ndarray) -> np.ndarray:
-        moved = numbers.copy()
-        moved[free] = theta
-        columns = _columns(terms, moved, x)
-        return (
-            np.full(len(y), 1e6)
-            if columns is None
-            else _linear(columns, y, intercept=intercept)[2] / spread
-        )
+        columns = term_values(terms, moved(theta), x)
+        if columns is None:
+            return np.full(len(y), 1e6)
+        return least_squares(columns, y, intercept=intercept)[2] / spread
 
     try:
-        scale, tolerance = np.maximum(np.abs(numbers[free]), 1e-3), 1e-15
         found = scipy.optimize.least_squares(
             residual,
             numbers[free],
             method="lm",
-            x_scale=scale,
-            xtol=tolerance,
-            ftol=tolerance,
-            gtol=tolerance,
+            x_scale=np.maximum(np.abs(numbers[free]), 1e-3),
+            xtol=1e-15,
+            ftol=1e-15,
+            gtol=1e-15,
             max_nfev=40 * (len(free) + 1),
         )
     except (ValueError, np.linalg.LinAlgError):
         return first
     if not np.all(np.isfinite(found.x)):
         return first
-    moved = numbers.copy()
-    moved[free] = found.x
-    second = _solution(terms, moved, x, y, intercept=intercept)
+    second = linear_solution(terms, x, y, numbers=moved(found.x), intercept=intercept)
     return second if second is not None and second.fvu < first.fvu else first
 
 
-def solution_values(solution: Solution, x: np.ndarray) -> np.ndarray:
-    """The fitted values at x (variables, points), float64."""
-    return solution.offset + sum(
-        (a * t.evaluate(x) for a, t in zip(solution.coefficients, solution.terms, strict=True)),
-        np.zeros(x.shape[-1]),
-    )
+def code_length(solution: Solution) -> float:
+    """Nats to state a scored formula and what it leaves over: the score that picks a formula from
+    the front.  Lower is better.
 
-
-def _renumbered(terms: Sequence[Formula], numbers: np.ndarray) -> tuple[Formula, ...]:
-    following = iter(numbers)
-    return tuple(t.with_constants(following) for t in terms)
+    The tokens cost their `Formula.code_length`, the numbers their `number_code_length`, what is
+    left over its `nll`.
+    """
+    return solution.formula().code_length() + solution.number_code_length + solution.nll
 
 
 def score_solution(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solution:
@@ -188,50 +198,52 @@ def score_solution(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solution
     Fisher information. That costs log(2 |v| sqrt(I / 12)) + 1/2 (Wallace & Freeman 1987) and log(1
     + |log |v||) for its order of magnitude.  The cheaper of the two counts.  Chapter 8.
     """
-    n, numbers, coefficients = len(y), solution.constants, np.array(solution.coefficients)
     nothing = replace(solution, number_code_length=math.inf, nll=math.inf)
-    columns = _columns(solution.terms, numbers, x)
+    columns = term_values(solution.terms, solution.constants, x)
     if columns is None:
         return nothing
-    fitted = columns @ coefficients
-    tangents = np.zeros((n, len(numbers)))  # how the curve moves with each number inside
-    for i, number in enumerate(numbers):
-        moved, step = numbers.copy(), 1e-6 * max(abs(number), 1e-3)
-        moved[i] += step
-        shifted = _columns(solution.terms, moved, x)
-        tangents[:, i] = 0.0 if shifted is None else (shifted @ coefficients - fitted) / step
-    design = np.concatenate([tangents, columns, np.ones((n, 1))], axis=1)
-    stated = np.array([*numbers, *coefficients, solution.offset])
-    there = stated != 0.0
-    there[len(numbers) : -1] &= coefficients != 1.0  # a factor 1 is no number
-    design, stated = design[:, there], stated[there]
+    fitted = columns @ np.array(solution.coefficients)
+    design, stated = _sensitivities(solution, columns, fitted, x)
     if (
-        design.shape[1] >= n
-        or not np.all(np.abs(design) <= 1e150)
+        design.shape[1] >= len(y)
+        or not np.all(np.abs(design) <= LARGEST)
         or not np.all(np.isfinite(stated))
     ):
         return nothing
     size = np.linalg.norm(design, axis=0)
     try:
-        left, singular, _ = np.linalg.svd(design / np.maximum(size, 1e-300), full_matrices=False)
+        left, singular, _ = np.linalg.svd(design / np.maximum(size, TINY), full_matrices=False)
     except np.linalg.LinAlgError:
         return nothing
     leverage = np.sum(left[:, singular > 1e-10] ** 2, axis=1)
-    spread = max(float(np.std(y)), 1e-300)
-    scale, nll = heavy_tailed(
-        (y - solution.offset - fitted) / spread / np.maximum(1 - leverage, 1e-9)
-    )
-    steps = np.maximum(
-        np.abs(stated) * size / (math.sqrt(12.0) * scale * spread), 1.0
-    )  # by which the number is away from 0
+    spread = max(float(np.std(y)), TINY)
+    residual = (y - solution.offset - fitted) / spread / np.maximum(1 - leverage, 1e-9)
+    scale, nll = heavy_tailed(residual)
+    # how many steps of its precision each number is away from 0
+    steps = np.maximum(np.abs(stated) * size / (math.sqrt(12.0) * scale * spread), 1.0)
     rounded = 0.5 + np.log(2 * steps) + np.log1p(np.abs(np.log(np.abs(stated))))
-    number_code_length = float(
-        sum(
-            min(fraction_code_length(v), r)
-            for v, r in zip(stated.tolist(), rounded.tolist(), strict=True)
-        )
-    )
-    return replace(solution, number_code_length=number_code_length, nll=nll)
+    lengths = map(min, map(fraction_code_length, stated.tolist()), rounded.tolist())
+    return replace(solution, number_code_length=float(sum(lengths)), nll=nll)
+
+
+def _sensitivities(
+    solution: Solution, columns: np.ndarray, fitted: np.ndarray, x: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """How the fitted values move with each number that has to be stated, (points, numbers), and
+    these numbers: those inside, the coefficients but 1, and the offset, without zeros.
+    """
+    numbers, coefficients = solution.constants, np.array(solution.coefficients)
+    tangents = np.zeros((len(fitted), len(numbers)))
+    for i, number in enumerate(numbers):
+        moved, step = numbers.copy(), 1e-6 * max(abs(number), 1e-3)
+        moved[i] += step
+        shifted = term_values(solution.terms, moved, x)
+        tangents[:, i] = 0.0 if shifted is None else (shifted @ coefficients - fitted) / step
+    design = np.concatenate([tangents, columns, np.ones((len(fitted), 1))], axis=1)
+    stated = np.array([*numbers, *coefficients, solution.offset])
+    there = stated != 0.0
+    there[len(numbers) : -1] &= coefficients != 1.0  # a factor 1 is no number
+    return design[:, there], stated[there]
 
 
 def heavy_tailed(
@@ -248,34 +260,18 @@ def heavy_tailed(
     scale = float(np.median(square))
     for _ in range(rounds):
         scale = float(np.mean((freedom + 1) * square / (freedom + square / scale)))
-    return math.sqrt(scale), float(
-        0.5 * len(square) * math.log(scale)
-        + 0.5 * (freedom + 1) * np.sum(np.log1p(square / (freedom * scale)))
-    )
+    tails = float(np.sum(np.log1p(square / (freedom * scale))))
+    return math.sqrt(scale), 0.5 * len(square) * math.log(scale) + 0.5 * (freedom + 1) * tails
 
 
 def fraction_code_length(v: float) -> float:
     """Nats to state v as p/q, log(2 (1 + |p|) q), or as that times pi; infinite where v is neither
     with a q of at most 1000, or 12 beside pi.
     """
-    price = math.inf
+    least = math.inf
     for unit, most, extra in ((1.0, 1000, 0.0), (math.pi, 12, float(TOKEN_CODE_LENGTH[1]))):
         fraction = Fraction(v / unit).limit_denominator(most)
         if fraction and abs(float(fraction) * unit - v) <= 1e-9 * abs(v):
-            price = min(
-                price, math.log(2 * (1 + abs(fraction.numerator)) * fraction.denominator) + extra
-            )
-    return price
-
-
-def code_length(solution: Solution) -> float:
-    """Nats to state an appraised formula and what it leaves over: the score that picks a formula
-    from the front.  Lower is better.
-
-    The tokens cost their `Formula.code_length`, the numbers their `number_code_length`, what is
-    left over its `nll`.
-    """
-    return solution.formula().code_length() + solution.number_code_length + solution.nll
-
-
-EXACT = 1e-23  # FVU in float64 under which a fit counts as exact
+            whole = 2 * (1 + abs(fraction.numerator)) * fraction.denominator
+            least = min(least, math.log(whole) + extra)
+    return least

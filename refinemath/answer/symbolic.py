@@ -4,18 +4,31 @@
 
 from __future__ import annotations
 
+import keyword
 import math
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import sympy
 
-from refinemath.answer.solution import Solution, linear_solution, refine_constants
+from refinemath.answer.solution import Solution, linear_solution, refine_constants, score_solution
 from refinemath.expression import SLOTS, VARIABLES, Formula, FormulaError
-from refinemath.problem import Prepared
+from refinemath.problem import Problem
 from refinemath.text import parse
 
+# what SymPy and our parser raise on expressions outside the language
+REFUSED = (FormulaError, TypeError, ValueError, ArithmeticError, RecursionError)
 
-def _terms_of(expression: sympy.Expr) -> list[Formula]:
+
+def same_fit(new: Solution, old: Solution) -> bool:
+    """Whether a rewritten formula fits as well as before, up to rounding."""
+    return new.fvu <= 4 * old.fvu + 1e-18
+
+
+def sympy_terms(expression: sympy.Expr) -> list[Formula]:
     """The additive terms of an expression without their coefficients; what holds no variable is
     left out.  Raises `FormulaError`.
     """
@@ -24,7 +37,7 @@ def _terms_of(expression: sympy.Expr) -> list[Formula]:
     ]
 
 
-def _monic(expression: sympy.Expr) -> sympy.Expr:
+def monic(expression: sympy.Expr) -> sympy.Expr:
     """(c f + d)^k with numbers c, d and k becomes c^k (f + d/c)^k: a factor in front instead of a
     number inside.
     """
@@ -39,63 +52,60 @@ def _monic(expression: sympy.Expr) -> sympy.Expr:
     return expression.replace(lambda e: e.is_Pow and e.base.is_Add and e.exp.is_number, pulled_out)
 
 
-def rescale(solution: Solution, prepared: Prepared) -> Solution | None:
+def rewrite(solution: Solution, problem: Problem) -> list[Solution]:
+    """A formula in u as formulas in the user's units, scored: as it is, expanded, and as one
+    fraction, where these exist.  Empty where it is undefined on the points.
+    """
+    own = rescale(solution, problem)
+    if own is None:
+        return []
+    forms = (own, multiplied_out(own, problem), one_fraction(own, problem))
+    return [score_solution(form, problem.x, problem.y) for form in forms if form is not None]
+
+
+def rescale(solution: Solution, problem: Problem) -> Solution | None:
     """The same function in the user's x: powers, logarithms and factors absorb the scale where they
     can.
     """
-    if np.all(prepared.scale == 1.0):
+    if np.all(problem.scale == 1.0):
         return solution
-    names = VARIABLES[: len(prepared.scale)]
-    symbols = {
-        v: sympy.Symbol(v, positive=True)
-        if np.all(prepared.x[i] > 0)
-        else sympy.Symbol(v, real=True)
-        for i, v in enumerate(names)
-    }
-    terms: list[Formula] = []
     try:
-        for term in solution.terms:
-            expression = term.sympy().subs(
-                {
-                    sympy.Symbol("x", real=True): symbols["x1"],
-                    **{sympy.Symbol(v, real=True): s for v, s in symbols.items()},
-                }
-            )
-            expression = expression.subs(
-                {s: s / sympy.Float(prepared.scale[i], 17) for i, s in enumerate(symbols.values())},
-                simultaneous=True,
-            )
-            terms += _terms_of(_monic(sympy.expand_log(sympy.expand_power_base(expression))))
-    except (FormulaError, TypeError, ValueError, ArithmeticError, RecursionError):
+        terms = [t for term in solution.terms for t in _in_users_units(term, problem)]
+    except REFUSED:
         terms = []
-    direct = linear_solution(terms, prepared.x, prepared.y) if terms else None
-    if direct is not None and direct.fvu <= 4 * solution.fvu + 1e-18:
-        return refine_constants(direct.terms, prepared.x, prepared.y)
+    direct = linear_solution(terms, problem.x, problem.y) if terms else None
+    if direct is not None and same_fit(direct, solution):
+        return refine_constants(direct.terms, problem.x, problem.y)
+    pairs = zip(VARIABLES, problem.scale.tolist(), strict=False)
+    factor: dict[Any, tuple[Any, ...]] = {v: ("mul", 1 / s, v) for v, s in pairs}
     scaled = [
-        Formula(
-            tuple(
-                q
-                for p in t.parts
-                for q in (
-                    ("mul", 1 / prepared.scale[VARIABLES.index(p)], p) if p in VARIABLES else (p,)
-                )
-            )
-        )
-        for t in solution.terms
-    ]  # type: ignore[arg-type]
-    return linear_solution(scaled, prepared.x, prepared.y)
+        Formula(tuple(q for p in t.parts for q in factor.get(p, (p,)))) for t in solution.terms
+    ]
+    return linear_solution(scaled, problem.x, problem.y)
 
 
-def multiplied_out(solution: Solution, prepared: Prepared, *, most: int = 6) -> Solution | None:
+def _in_users_units(term: Formula, problem: Problem) -> list[Formula]:
+    """Terms in x of a term in u = x / scale.  Raises what `REFUSED` lists."""
+    expression = term.sympy().subs({sympy.Symbol("x", real=True): sympy.Symbol("x1", real=True)})
+    signed: dict[sympy.Symbol, sympy.Symbol] = {}
+    scaled: dict[sympy.Symbol, sympy.Expr] = {}
+    for name, x, scale in zip(VARIABLES, problem.x, problem.scale, strict=False):
+        symbol = sympy.Symbol(name, **{"positive" if np.all(x > 0) else "real": True})
+        signed[sympy.Symbol(name, real=True)] = symbol
+        scaled[symbol] = symbol / sympy.Float(scale, 17)
+    expression = expression.subs(signed).subs(scaled, simultaneous=True)
+    return sympy_terms(monic(sympy.expand_log(sympy.expand_power_base(expression))))
+
+
+def multiplied_out(solution: Solution, problem: Problem, *, most: int = 6) -> Solution | None:
     """The same function as a sum of powers and products, such as x^2 + x for (x + 1/2)^2; None
     where that is nothing new or has over `most` terms.
     """
-    expression = sympy.Add(
-        *(a * t.sympy() for a, t in zip(solution.coefficients, solution.terms, strict=True))
-    )
+    pairs = zip(solution.coefficients, solution.terms, strict=True)
     try:
-        terms = list(dict.fromkeys(_terms_of(_monic(sympy.expand(expression)))))
-    except (FormulaError, TypeError, ValueError, ArithmeticError, RecursionError):
+        expression = sympy.expand(sympy.Add(*(a * t.sympy() for a, t in pairs)))
+        terms = list(dict.fromkeys(sympy_terms(monic(expression))))
+    except REFUSED:
         return None
     if (
         not 0 < len(terms) <= most
@@ -103,48 +113,91 @@ def multiplied_out(solution: Solution, prepared: Prepared, *, most: int = 6) -> 
         or max(map(len, terms)) > SLOTS
     ):
         return None
-    found = linear_solution(terms, prepared.x, prepared.y)
-    return found if found is not None and found.fvu <= 4 * solution.fvu + 1e-18 else None
+    found = linear_solution(terms, problem.x, problem.y)
+    return found if found is not None and same_fit(found, solution) else None
 
 
-def one_fraction(solution: Solution, prepared: Prepared) -> Solution | None:
+def one_fraction(solution: Solution, problem: Problem) -> Solution | None:
     """g / (g + d) in place of b + a / (g + d), which is the same where a = -b d; None where the
     formula is not of that kind.
     """
     if len(solution.terms) != 1:
         return None
-    power = _monic(solution.terms[0].sympy()).as_coeff_Mul()[1]
-    number, g = (
-        power.base.as_coeff_Add()
-        if power.is_Pow and power.exp.is_number and float(power.exp) == -1
-        else (sympy.S.Zero, power)
-    )
+    power = monic(solution.terms[0].sympy()).as_coeff_Mul()[1]
+    inverse = power.is_Pow and power.exp.is_number and float(power.exp) == -1
+    number, g = power.base.as_coeff_Add() if inverse else (sympy.S.Zero, power)
     if number == 0:
         return None
     try:
-        return refine_constants([parse(str(g * power))], prepared.x, prepared.y, intercept=False)
+        return refine_constants([parse(str(g * power))], problem.x, problem.y, intercept=False)
     except FormulaError:
         return None
 
 
-def pretty(formula: Formula, digits: int = 6) -> sympy.Expr:
+def pretty(formula: Formula, digits: int = 6, names: Sequence[str] = ()) -> sympy.Expr:
     """The SymPy form that is printed: numbers to `digits` significant digits, multiples of pi and
-    whole numbers exact.
+    whole numbers exact, and symbols with the users' `names` in place of x1, x2, and so on.
     """
     expression = formula.sympy()
-    numbers = {}
-    for number in expression.atoms(sympy.Float):
-        v = float(number)
-        share = sympy.Rational(round(v / math.pi * 12), 12) if abs(v) < 40 else sympy.Integer(0)
-        if 0 < abs(share.p) <= 12 and abs(v - float(share) * math.pi) < 1e-9 * abs(v):
-            numbers[number] = share * sympy.pi
-        elif abs(v) < 1e9 and abs(v - round(v)) < 1e-9 * abs(v):
-            numbers[number] = sympy.Integer(round(v))
-        else:
-            numbers[number] = sympy.Float(repr(v) if digits >= 17 else f"{v:.{digits}g}")
-    return expression.xreplace(numbers)
+    numbers = {n: _printed_number(float(n), digits) for n in expression.atoms(sympy.Float)}
+    symbols = {
+        sympy.Symbol(own, real=True): sympy.Symbol(name, real=True)
+        for own, name in zip(("x", *VARIABLES), (*names[:1], *names), strict=False)
+    }
+    return expression.xreplace(numbers).xreplace(symbols)
 
 
-def latex_of(formula: Formula, digits: int = 6) -> str:
+def _printed_number(v: float, digits: int) -> sympy.Expr:
+    share = sympy.Rational(round(v / math.pi * 12), 12) if abs(v) < 40 else sympy.Integer(0)
+    if 0 < abs(share.p) <= 12 and abs(v - float(share) * math.pi) < 1e-9 * abs(v):
+        return share * sympy.pi
+    if abs(v) < 1e9 and abs(v - round(v)) < 1e-9 * abs(v):
+        return sympy.Integer(round(v))
+    return sympy.Float(repr(v) if digits >= 17 else f"{v:.{digits}g}")
+
+
+def latex_name(name: str) -> str:
+    """LaTeX of a column's name: `v_0` and `theta` as SymPy writes them, longer words upright, and
+    whatever is no word as text.
+    """
+    plain = str(sympy.latex(sympy.Symbol(name)))
+    if re.fullmatch(r"[^\W\d_]\d*(_[^\W_]{1,3})?", name) or "\\" in plain:
+        return plain if re.fullmatch(r"\w+", name) else _latex_text(name)
+    if re.fullmatch(r"[^\W\d_]{2,}", name):
+        return rf"\mathrm{{{name}}}"
+    return _latex_text(name)
+
+
+def _latex_text(name: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    safe = re.sub(r"[\\~^#$%&_{}]", lambda m: special.get(m[0], "\\" + m[0]), name)
+    return rf"\text{{{safe}}}"
+
+
+def latex_of(formula: Formula, digits: int = 6, names: Sequence[str] = ()) -> str:
     """LaTeX of a formula, short numbers."""
-    return str(sympy.latex(pretty(formula, digits), mul_symbol=r"\,", ln_notation=False))
+    symbols = {sympy.Symbol(name, real=True): latex_name(name) for name in names}
+    expression = pretty(formula, digits, names)
+    return str(sympy.latex(expression, mul_symbol=r"\,", ln_notation=False, symbol_names=symbols))
+
+
+def python_names(names: Sequence[str]) -> list[str]:
+    """Different Python identifiers as near to the names as can be: `T_K` for `T [K]`, `lambda_` for
+    `lambda`.
+    """
+    found: list[str] = []
+    for name in names:
+        word = re.sub(r"\W+", "_", unicodedata.normalize("NFKC", name)).strip("_") or "x"
+        word = word if word.isidentifier() else f"x_{word}"
+        first = word + "_" * (keyword.iskeyword(word) or word in ("math", "abs"))
+        word, again = first, 2
+        while word in found:
+            word, again = f"{first}_{again}", again + 1
+        found.append(word)
+    return found
+
+
+def python_of(formula: Formula, names: Sequence[str] = ()) -> str:
+    """A line of Python that needs `import math`, with all digits of the numbers."""
+    expression = pretty(formula, 17, python_names(names))
+    return str(sympy.pycode(expression, fully_qualified_modules=True))

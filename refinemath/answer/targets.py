@@ -1,119 +1,132 @@
-"""The target with one operation undone: log y where y is exp of something simple, and so on.
-(Chapter 8)
+"""Transforms of the target, such as log y where y is the exponential of something simple, and the
+way back.  (Chapter 8)
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from refinemath.answer.solution import Solution, refine_constants
-from refinemath.answer.symbolic import _terms_of
-from refinemath.expression import Formula, FormulaError, combine
-from refinemath.problem import Prepared, prepare
+from refinemath.answer.symbolic import REFUSED, same_fit, sympy_terms
+from refinemath.expression import VARIABLES, Formula, combine
+from refinemath.problem import Problem, prepare
 
-UNDO: dict[
-    str, Callable[[np.ndarray, np.ndarray], np.ndarray]
-] = {  # what later searches undo, in this order: t from y and x1
-    "exp": lambda y, x: np.log(np.abs(y)),
-    "mul": lambda y, x: y / x,
-    "inv": lambda y, x: 1.0 / y,
-    "square": lambda y, x: np.sqrt(np.abs(y)),
-    "sqrt": lambda y, x: y * y,
-    "div": lambda y, x: y * x,
-    "log": lambda y, x: np.exp(y),
+
+def _one_sign(y: np.ndarray, x: np.ndarray) -> bool:
+    return bool(np.all(y > 0) or np.all(y < 0))
+
+
+def _away_from_zero(y: np.ndarray, x: np.ndarray) -> bool:
+    return bool(np.min(np.abs(y)) > 1e-4 * np.max(np.abs(y)))
+
+
+def _usable(x: np.ndarray) -> np.ndarray:
+    """The points at which x may be divided by."""
+    return np.abs(x) > 1e-3 * np.max(np.abs(x))
+
+
+class Rule(NamedTuple):
+    """A transform t of y, or of y and a variable x, and the operator that leads back from t."""
+
+    back: str
+    allowed: Callable[[np.ndarray, np.ndarray], bool]
+    forward: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+RULES = {  # in the order in which searches look at them
+    "log": Rule("exp", _one_sign, lambda y, x: np.log(np.abs(y))),
+    "divide": Rule("mul", lambda y, x: float(np.mean(_usable(x))) > 0.8, lambda y, x: y / x),
+    "inverse": Rule("inv", _away_from_zero, lambda y, x: 1.0 / y),
+    "sqrt": Rule("square", _one_sign, lambda y, x: np.sqrt(np.abs(y))),
+    "square": Rule("sqrt", _one_sign, lambda y, x: y * y),
+    "multiply": Rule("div", lambda y, x: True, lambda y, x: y * x),
+    "exp": Rule("log", lambda y, x: float(np.max(np.abs(y))) < 20.0, lambda y, x: np.exp(y)),
 }
+OF_VARIABLE = ("divide", "multiply")
 
 
-SHORT_SEARCH = 4  # search steps where one operation is undone: what is left is shorter
-
-
-def undone(operation: str, prepared: Prepared) -> Prepared | None:
-    """The points with t in place of y, where y = operation(t): log |y| for "exp", y / x1 for "mul",
-    y x1 for "div", and so on.  Chapter 8.
-
-    None where y does not allow it: numbers of both signs under a root or a logarithm, a zero in a
-    denominator, numbers beyond float64. Where x1 is 0 at a few points, y / x1 leaves them out.
+@dataclass(frozen=True)
+class TargetTransform:
+    """What a search sees in place of y: t = log |y|, y / x_j, 1 / y, sqrt |y|, y^2, y x_j or e^y; y
+    itself for the name "identity".  Chapter 8.
     """
-    y, x = prepared.y, prepared.u[0]
-    size = np.abs(y)
-    kept = np.abs(x) > 1e-3 * np.max(np.abs(x)) if operation == "mul" else np.full(len(y), True)
-    if operation in ("exp", "square", "sqrt"):
-        allowed = bool(np.all(y > 0) or np.all(y < 0))
-    elif operation == "inv":
-        allowed = bool(np.min(size) > 1e-4 * np.max(size))
-    elif operation == "mul":
-        allowed = bool(np.mean(kept) > 0.8)
-    else:
-        allowed = operation == "div" or bool(np.max(size) < 20.0)
-    if not allowed:
-        return None
-    with np.errstate(over="ignore"):
-        t = UNDO[operation](y[kept], x[kept])
-    if not np.all(np.abs(t) < 1e100) or np.ptp(t) <= 1e-9 * np.max(np.abs(t)):
-        return None
-    return prepare(prepared.x.T[kept], t, room=prepared.points.y.shape[1])
+
+    name: str
+    variable: int | None = None  # the j of "divide" and "multiply"
+
+    def forward(self, problem: Problem) -> Problem | None:
+        """The points with t in place of y.
+
+        None where y does not allow it: numbers of both signs under a root or a logarithm, a zero in
+        a denominator, numbers beyond float64, or a t that is constant.  Where x_j is 0 at a few
+        points, y / x_j leaves them out.
+        """
+        if self.name == "identity":
+            return problem
+        rule, y, x = RULES[self.name], problem.y, problem.u[self.variable or 0]
+        if not rule.allowed(y, x):
+            return None
+        kept = _usable(x) if self.name == "divide" else np.full(len(y), True)
+        with np.errstate(over="ignore"):
+            t = rule.forward(y[kept], x[kept])
+        if not np.all(np.abs(t) < 1e100) or np.ptp(t) <= 1e-9 * np.max(np.abs(t)):
+            return None
+        return prepare(problem.x.T[kept], t, problem.names)
+
+    def inverse(self, solution: Solution, problem: Problem) -> Solution | None:
+        """A formula for t made one for the problem's y, all its numbers fitted again, with a factor
+        and an offset; None where it is undefined.
+        """
+        if self.name == "identity":
+            return solution
+        if not solution.terms:
+            return None
+        back = RULES[self.name].back
+        if self.name in OF_VARIABLE:
+            v = VARIABLES[self.variable or 0]
+            terms = [Formula((back, *t.parts, v)) for t in solution.terms]
+            rest = Formula((v,)) if back == "mul" else Formula(("inv", v))
+            return refine_constants([*terms, rest], problem.u, problem.y)
+        inner = Formula((back, *_inner(solution, back).parts))
+        found = refine_constants([inner], problem.u, problem.y)
+        return None if found is None else _as_sympy_writes_it(found, problem)
 
 
-def redone(operation: str, solution: Solution, prepared: Prepared) -> Solution | None:
-    """A formula for t made one for y, all its numbers fitted again, with a factor and an offset;
-    None where it is undefined.
+def _inner(solution: Solution, back: str) -> Formula:
+    """The formula for t as the operand of an operator, with the factor taken out that can stand in
+    front of the operator as well.
     """
-    if not solution.terms:
-        return None
-    if operation == "mul":
-        return refine_constants(
-            [*(Formula(("mul", "x1", *t.parts)) for t in solution.terms), Formula(("x1",))],
-            prepared.u,
-            prepared.y,
-        )
-    if operation == "div":
-        return refine_constants(
-            [*(Formula(("div", *t.parts, "x1")) for t in solution.terms), Formula(("inv", "x1"))],
-            prepared.u,
-            prepared.y,
-        )
-    # a factor inside is none of exp's own, but one in front of the other operations
-    scale = {
-        "exp": 1.0,
-        "sqrt": abs(solution.coefficients[0]),
-        "log": abs(solution.coefficients[0]),
-    }.get(operation, solution.coefficients[0]) or 1.0
+    first = solution.coefficients[0]
+    scale = {"exp": 1.0, "sqrt": abs(first), "log": abs(first)}.get(back, first) or 1.0
     rounding = 1e-12 * max(map(abs, solution.coefficients))
-    offset = (
-        0.0 if operation == "exp" or abs(solution.offset) < rounding else solution.offset / scale
-    )
-    inner = combine(solution.terms, [a / scale for a in solution.coefficients], offset)
-    found = refine_constants([Formula((operation, *inner.parts))], prepared.u, prepared.y)
-    if found is None:
-        return None
-    # as SymPy writes it: exp of a sum of logarithms is a product, which is defined where the
-    # logarithms are not
-    try:
-        plain = refine_constants(_terms_of(found.formula().sympy()), prepared.u, prepared.y)
-    except (FormulaError, TypeError, ValueError, ArithmeticError, RecursionError):
-        return found
-    return (
-        plain if plain is not None and plain.terms and plain.fvu <= 4 * found.fvu + 1e-18 else found
-    )
+    there = back != "exp" and abs(solution.offset) >= rounding
+    offset = solution.offset / scale if there else 0.0
+    return combine(solution.terms, [a / scale for a in solution.coefficients], offset)
 
 
-def planned(prepared: Prepared, operations: Sequence[str]) -> Callable[[int], tuple[str, Prepared]]:
-    """What each search looks at: the points as they are ("") first and after every four others,
-    which undo the `operations` that y allows.
+def _as_sympy_writes_it(found: Solution, problem: Problem) -> Solution:
+    """The exponential of a sum of logarithms is a product, which is defined where the logarithms
+    are not.
     """
+    try:
+        terms = sympy_terms(found.formula().sympy())
+        plain = refine_constants(terms, problem.u, problem.y)
+    except REFUSED:
+        return found
+    return plain if plain is not None and plain.terms and same_fit(plain, found) else found
 
-    @functools.cache
-    def turns() -> list[tuple[str, Prepared]]:
-        views = [
-            (name, view) for name in operations if (view := undone(name, prepared)) is not None
-        ]
-        turns: list[tuple[str, Prepared]] = []
-        for i in range(0, max(len(views), 1), 4):
-            turns += [("", prepared), *views[i : i + 4]]
-        return turns
 
-    # most problems need one search, and no view is made for them
-    return lambda attempt: turns()[attempt % len(turns())] if attempt else ("", prepared)
+IDENTITY = TargetTransform("identity")
+
+
+def target_transforms(variables: int) -> tuple[TargetTransform, ...]:
+    """All transforms for so many variables, in the order in which searches use them."""
+    return tuple(
+        TargetTransform(name, variable)
+        for name in RULES
+        for variable in (range(variables) if name in OF_VARIABLE else (None,))
+    )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 
 from refinemath.corpus.canonical import CONSTANT, is_canonical
-from refinemath.corpus.signatures import as_words, signature
+from refinemath.corpus.exclusions import training_exclusions
+from refinemath.corpus.signatures import as_words, numbered, signature_words, used_variables
 from refinemath.examples import SkeletonTable
 from refinemath.expression import END, MAX_VARIABLES, OPERATOR_TOKEN, SLOTS, is_variable
 
-BLOCK = 256  # formulas whose signatures are taken at a time
 MOST_PARTS = 100_000  # trees of a length from which longer ones are grown
 _UNARY_WEIGHT = {
     "neg": 0.4,
@@ -71,37 +73,6 @@ def _leaves(variables: int, slots: int) -> np.ndarray:
     leaves = np.zeros((variables + 1, slots), np.int32)
     leaves[:, 0] = [*range(1, variables + 1), CONSTANT]
     return leaves
-
-
-def numbered(tokens: np.ndarray) -> np.ndarray:
-    """Each row (batch, slots) with its variables renamed x1, x2, ... as they appear."""
-    slots = tokens.shape[1]
-    here = tokens[:, None] == np.arange(1, 1 + MAX_VARIABLES)[None, :, None]
-    first = np.where(here.any(axis=2), here.argmax(axis=2), slots)
-    rank = np.argsort(np.argsort(first, axis=1, kind="stable"), axis=1)
-    place = np.clip(tokens - 1, 0, MAX_VARIABLES - 1)
-    return np.where(is_variable(tokens), 1 + np.take_along_axis(rank, place, axis=1), tokens)
-
-
-def used_variables(tokens: np.ndarray) -> np.ndarray:
-    """How many variables each numbered skeleton has, (batch,)."""
-    return np.max(np.where(is_variable(tokens), tokens, 0), axis=1)
-
-
-def signature_words(tokens: np.ndarray, values: np.ndarray | None = None) -> np.ndarray:
-    """The signatures of numbered formulas (batch, slots), each as one 64-bit number, in blocks of
-    the same number of variables.
-    """
-    words = np.zeros(len(tokens), np.int64)
-    used = used_variables(tokens)
-    for variables in np.unique(used[used > 0]):
-        rows = np.flatnonzero(used == variables)
-        for block in np.split(rows, range(BLOCK, len(rows), BLOCK)):
-            padded = np.resize(block, BLOCK)  # one shape, one compilation
-            numbers = None if values is None else jnp.asarray(values[padded], jnp.float32)
-            both = signature(jnp.asarray(tokens[padded]), numbers, variables=int(variables))
-            words[block] = as_words(np.asarray(both))[: len(block)]
-    return words
 
 
 def _share_names(rng: np.random.Generator, drawn: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -189,3 +160,17 @@ def build_table(
     start = np.cumsum([0, *map(len, cells)])
     start = np.append(start, [start[-1]] * (variables - 1)).reshape(slots + 2, variables)
     return SkeletonTable(jnp.asarray(np.concatenate(cells)), jnp.asarray(start, jnp.int32))
+
+
+@functools.cache
+def blind_table(slots: int = SLOTS, variables: int = 1, per_length: int = 60_000) -> np.ndarray:
+    """Skeletons (rows, slots) for blind draws, made and kept as for training, each over random
+    columns of `variables`: the null model of the network.
+    """
+    words = training_exclusions(variables)[0]
+    table = build_table(per_length, seed=99, variables=variables, slots=slots, excluded=words)
+    tokens = np.asarray(table.tokens).astype(np.int32)
+    order = np.random.default_rng(0).random((len(tokens), variables)).argsort(axis=1)
+    place = np.clip(tokens - 1, 0, variables - 1)
+    columns = 1 + np.take_along_axis(order, place, axis=1)
+    return np.where(is_variable(tokens), columns, tokens).astype(np.uint8)

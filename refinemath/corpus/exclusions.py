@@ -21,8 +21,7 @@ import sympy
 from jax import Array
 from jaxtyping import Float
 
-from refinemath.corpus.build import numbered, signature_words
-from refinemath.corpus.signatures import PROBE_CONSTANTS, fingerprint
+from refinemath.corpus.signatures import PROBE_CONSTANTS, fingerprint, numbered, signature_words
 from refinemath.examples import Reject
 from refinemath.expression import VARIABLES, Formula, FormulaError, combine, encode, split_terms
 from refinemath.text import parse

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 
 from refinemath.examples import TERMS
 from refinemath.execution import additive_terms, centre, evaluate_nodes
-from refinemath.expression import is_constant
+from refinemath.expression import MAX_VARIABLES, is_constant, is_variable
 
 _OWN = np.concatenate([np.geomspace(0.13, 4.1, 8), -np.geomspace(0.17, 3.3, 8)])
 _OTHERS = np.array(
@@ -44,6 +44,7 @@ _OTHERS = np.array(
 PROBE_CONSTANTS = (1.3717, 2.2311, 0.7193, 1.7917, 0.4339, 2.7119)
 _HELDOUT_OWN = np.linspace(0.3, 2.2, 24)
 _HELDOUT_OTHERS = np.roll(_HELDOUT_OWN, 5)
+BLOCK = 256  # formulas whose signatures are taken at a time
 MOST_TERMS = 6  # additive terms that a signature looks at
 
 
@@ -163,3 +164,34 @@ def fingerprint(
     size = jnp.where(defined, jnp.abs(unit), 0.0).reshape(len(tokens), variables, -1)
     some = jnp.any(defined.reshape(size.shape), axis=1)
     return _standardized(jnp.where(some, jnp.sum(size, axis=1), jnp.nan))
+
+
+def numbered(tokens: np.ndarray) -> np.ndarray:
+    """Each row (batch, slots) with its variables renamed x1, x2, ... as they appear."""
+    slots = tokens.shape[1]
+    here = tokens[:, None] == np.arange(1, 1 + MAX_VARIABLES)[None, :, None]
+    first = np.where(here.any(axis=2), here.argmax(axis=2), slots)
+    rank = np.argsort(np.argsort(first, axis=1, kind="stable"), axis=1)
+    place = np.clip(tokens - 1, 0, MAX_VARIABLES - 1)
+    return np.where(is_variable(tokens), 1 + np.take_along_axis(rank, place, axis=1), tokens)
+
+
+def used_variables(tokens: np.ndarray) -> np.ndarray:
+    """How many variables each numbered skeleton has, (batch,)."""
+    return np.max(np.where(is_variable(tokens), tokens, 0), axis=1)
+
+
+def signature_words(tokens: np.ndarray, values: np.ndarray | None = None) -> np.ndarray:
+    """The signatures of numbered formulas (batch, slots), each as one 64-bit number, in blocks of
+    the same number of variables.
+    """
+    words = np.zeros(len(tokens), np.int64)
+    used = used_variables(tokens)
+    for variables in np.unique(used[used > 0]):
+        rows = np.flatnonzero(used == variables)
+        for block in np.split(rows, range(BLOCK, len(rows), BLOCK)):
+            padded = np.resize(block, BLOCK)  # one shape, one compilation
+            numbers = None if values is None else jnp.asarray(values[padded], jnp.float32)
+            both = signature(jnp.asarray(tokens[padded]), numbers, variables=int(variables))
+            words[block] = as_words(np.asarray(both))[: len(block)]
+    return words

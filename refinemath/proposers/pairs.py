@@ -128,4 +128,4 @@ def product_fvu(
 def pair_loss(fvu: Array, size: Array, count: Array) -> Array:
     """FVU times the price of the tokens: the exponential of the score, which needs no logarithm."""
     price = jnp.exp(PAIR_COST / count.astype(jnp.float32) * size.astype(jnp.float32))
-    return jnp.maximum(fvu, LEAST_FVU) * price
+    return jnp.maximum(fvu, LEAST_FVU) * jnp.broadcast_to(price, fvu.shape)

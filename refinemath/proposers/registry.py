@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from refinemath.loop import Proposer
 from refinemath.proposers.edits import Edits
@@ -35,4 +36,14 @@ def resolve(proposers: Iterable[str | Proposer]) -> tuple[Proposer, ...]:
     if not given:
         raise ValueError(f"no proposer is left; choose some of {', '.join(REGISTRY)}")
     others = tuple(p for p in given if not isinstance(p, str))
+    for proposer in others:
+        check_sizes(proposer)
     return tuple(p for n, p in REGISTRY.items() if n in names) + others
+
+
+def check_sizes(proposer: Any) -> None:
+    """All sizes of the proposers of this package are positive.  Raises `ValueError`."""
+    if type(proposer) in map(type, REGISTRY.values()):
+        for name, value in vars(proposer).items():
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} is {value!r}; it must be a positive whole number")

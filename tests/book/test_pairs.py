@@ -187,10 +187,10 @@ def test_the_frame_is_the_common_one(name: str) -> None:
     assert frame.colab_link(name) in notebook.cells[0].source, "run: python book/frame.py"
 
 
-def test_the_address_of_the_repository_stands_in_one_place() -> None:
-    """Outside _config.yml it may stand only in what book/frame.py writes."""
+def test_the_addresses_stand_in_one_place() -> None:
+    """Outside _config.yml they may stand only in what book/frame.py writes."""
     address = frame.repository().removeprefix("https://")
-    place = address.removeprefix("github.com/")
+    place, site = address.removeprefix("github.com/"), frame.site().removeprefix("https://")
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"],
         cwd=ROOT,
@@ -204,12 +204,13 @@ def test_the_address_of_the_repository_stands_in_one_place() -> None:
         if not path.is_file() or path.suffix in {".png", ".svg", ".npz", ".npy", ".woff", ".gif"}:
             continue
         words = path.read_text(encoding="utf-8", errors="ignore").replace('\\"', '"')
-        for line in [*frame.setup_cell().splitlines(), frame.colab_link(path.stem)]:
+        written = (*frame.places().get(file, ()), *frame.setup_cell().splitlines())
+        for line in (*written, frame.colab_link(path.stem)):
             words = words.replace(line, "")
-        hits = words.count(address) + words.count(f"github/{place}")
+        hits = words.count(address) + words.count(f"github/{place}") + words.count(site)
         if hits:
             found[file] = hits
-    assert found == {"_config.yml": 1}
+    assert found == {"_config.yml": 2}
 
 
 def test_the_table_of_contents_lists_every_chapter() -> None:

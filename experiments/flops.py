@@ -18,6 +18,7 @@ import numpy as np
 
 from experiments import measure, networks
 from experiments.runner import Experiment
+from refinemath.corpus.exclusions import excludes
 from refinemath.examples import draw_examples, length_weights
 from refinemath.training import TrainConfig, make_optimizer, make_trainer
 
@@ -65,7 +66,9 @@ def task(options: Namespace, name: str) -> dict[str, Any]:
     states, params = [program(state)[0]], networks.random_network(config).params
     optimizer, weights = make_optimizer(recipe, params), length_weights(bank)
     moments, update, key = optimizer.init(params), jax.jit(optimizer.update), jax.random.key(0)
-    draw = jax.jit(lambda k: draw_examples(k, bank, recipe.batch, weights=weights, probes=probes))
+    draw = jax.jit(
+        lambda k: draw_examples(k, bank, recipe.batch, weights=weights, reject=excludes(probes))
+    )
 
     def step() -> Any:
         states[0], metrics = program(states[0])

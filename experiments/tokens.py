@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from experiments import networks
 from experiments.baselines import Layer, memory_of, only_present
 from refinemath import grammar
+from refinemath.corpus.exclusions import excludes
 from refinemath.examples import SkeletonTable, draw_examples, length_weights
 from refinemath.expression import ARITY, VOCABULARY_SIZE
 from refinemath.fitting import Points
@@ -86,7 +87,7 @@ def make_loss(
 
     def loss(params: Any, key: Array) -> Array:
         model = nnx.merge(graph, params)
-        e = draw_examples(key, bank, recipe.batch, weights=weights, probes=probes)
+        e = draw_examples(key, bank, recipe.batch, weights=weights, reject=excludes(probes))
         encoded = model.encoder(Points(e.x, e.y, e.mask))
         return networks.cross_entropy(model.logits(encoded, e.tokens), e)
 

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from experiments import networks
 from experiments.baselines import Layer, memory_of, only_present
 from refinemath import grammar
+from refinemath.corpus.exclusions import excludes
 from refinemath.examples import SkeletonTable, draw_examples, length_weights
 from refinemath.expression import VOCABULARY_SIZE
 from refinemath.fitting import Points
@@ -90,7 +91,7 @@ def make_loss(
 
     def loss(params: Any, key: Array) -> Array:
         model = nnx.merge(graph, params)
-        e = draw_examples(key, bank, recipe.batch, weights=weights, probes=probes)
+        e = draw_examples(key, bank, recipe.batch, weights=weights, reject=excludes(probes))
         memory = memory_of(model.encoder(Points(e.x, e.y, e.mask)))
         state, total = model.start(jax.random.fold_in(key, 1), recipe.batch), jnp.float32(0)
         for _ in range(SUPERVISED):

@@ -203,7 +203,10 @@ def score_solution(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solution
     if columns is None:
         return nothing
     fitted = columns @ np.array(solution.coefficients)
-    design, stated = _sensitivities(solution, columns, fitted, x)
+    stated = _all_numbers(solution)
+    there = stated != 0.0
+    there[len(solution.constants) : -1] &= stated[len(solution.constants) : -1] != 1.0
+    design, stated = _sensitivities(solution, columns, x)[:, there], stated[there]
     if (
         design.shape[1] >= len(y)
         or not np.all(np.abs(design) <= LARGEST)
@@ -226,24 +229,60 @@ def score_solution(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solution
     return replace(solution, number_code_length=float(sum(lengths)), nll=nll)
 
 
-def _sensitivities(
-    solution: Solution, columns: np.ndarray, fitted: np.ndarray, x: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """How the fitted values move with each number that has to be stated, (points, numbers), and
-    these numbers: those inside, the coefficients but 1, and the offset, without zeros.
+def _all_numbers(solution: Solution) -> np.ndarray:
+    """The numbers inside, the coefficients and the offset."""
+    return np.array([*solution.constants, *solution.coefficients, solution.offset])
+
+
+def _sensitivities(solution: Solution, columns: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """How the fitted values move with each of `_all_numbers`, (points, numbers), by differences for
+    those inside.
     """
     numbers, coefficients = solution.constants, np.array(solution.coefficients)
-    tangents = np.zeros((len(fitted), len(numbers)))
+    fitted = columns @ coefficients
+    tangents = np.zeros((x.shape[-1], len(numbers)))
     for i, number in enumerate(numbers):
         moved, step = numbers.copy(), 1e-6 * max(abs(number), 1e-3)
         moved[i] += step
         shifted = term_values(solution.terms, moved, x)
         tangents[:, i] = 0.0 if shifted is None else (shifted @ coefficients - fitted) / step
-    design = np.concatenate([tangents, columns, np.ones((len(fitted), 1))], axis=1)
-    stated = np.array([*numbers, *coefficients, solution.offset])
-    there = stated != 0.0
-    there[len(numbers) : -1] &= coefficients != 1.0  # a factor 1 is no number
-    return design[:, there], stated[there]
+    return np.concatenate([tangents, columns, np.ones((x.shape[-1], 1))], axis=1)
+
+
+def fit_many_points(
+    solution: Solution, x: np.ndarray, y: np.ndarray, *, steps: int = 3, chunk: int = 65_536
+) -> Solution:
+    """The solution with its numbers fitted to any count of points by Gauss-Newton steps, a chunk of
+    x (variables, points) and y (points,) at a time; numbers that are simple stay as they are.
+
+    A step that makes the fit worse ends it.  `fvu` becomes that of the points given.
+    """
+    spread = max(float(np.sum((y - np.mean(y)) ** 2)), TINY)
+    best = replace(solution, fvu=math.inf)
+    for _ in range(steps + 1):
+        numbers = _all_numbers(solution)
+        free = [i for i, v in enumerate(numbers) if v and math.isinf(fraction_code_length(v))]
+        normal, gradient, squares = np.zeros((len(free), len(free))), np.zeros(len(free)), 0.0
+        for i in range(0, len(y), chunk):
+            columns = term_values(solution.terms, solution.constants, x[:, i : i + chunk])
+            if columns is None:
+                return best
+            fitted = columns @ np.array(solution.coefficients) + solution.offset
+            residual = y[i : i + chunk] - fitted
+            design = _sensitivities(solution, columns, x[:, i : i + chunk])[:, free]
+            design *= np.abs(numbers[free])  # steps in relative size
+            normal += design.T @ design
+            gradient += design.T @ residual
+            squares += float(residual @ residual)
+        if not squares / spread < best.fvu:
+            return best
+        best = replace(solution, fvu=squares / spread)
+        move = np.linalg.lstsq(normal, gradient, rcond=1e-14)[0]
+        numbers[free] += move * np.abs(numbers[free])
+        inside, linear = numbers[: len(solution.constants)], numbers[len(solution.constants) :]
+        terms, coefficients = with_numbers(solution.terms, inside), tuple(linear[:-1].tolist())
+        solution = replace(best, terms=terms, coefficients=coefficients, offset=float(linear[-1]))
+    return best
 
 
 def heavy_tailed(

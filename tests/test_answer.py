@@ -303,7 +303,7 @@ def test_many_points_are_fitted_by_chunks() -> None:
     x = rng.uniform(0.5, 3, (1, 3000))
     y = 2 * np.exp(-0.7131 * x[0]) + 1.37 * x[0] + 0.05 * rng.normal(size=3000)
     terms = [parse("exp(-0.7*x)"), parse("x")]
-    first = refine_constants(terms, x[:, :40], y[:40])
+    first = refine_constants(terms, x[:, :400], y[:400])
     best = refine_constants(terms, x, y)
     assert first is not None and best is not None
     found = fit_many_points(first, x, y, chunk=700)

@@ -250,39 +250,49 @@ def _sensitivities(solution: Solution, columns: np.ndarray, x: np.ndarray) -> np
 
 
 def fit_many_points(
-    solution: Solution, x: np.ndarray, y: np.ndarray, *, steps: int = 3, chunk: int = 65_536
+    solution: Solution, x: np.ndarray, y: np.ndarray, *, passes: int = 6, chunk: int = 65_536
 ) -> Solution:
     """The solution with its numbers fitted to any count of points by Gauss-Newton steps, a chunk of
     x (variables, points) and y (points,) at a time; numbers that are simple stay as they are.
 
-    A step that makes the fit worse ends it.  `fvu` becomes that of the points given.
+    A step that makes the fit worse is tried again at a quarter of its length.  `fvu` becomes that
+    of the points given.
     """
+    numbers, inside = _all_numbers(solution), len(solution.constants)
+    free = [i for i, v in enumerate(numbers) if v and math.isinf(fraction_code_length(v))]
     spread = max(float(np.sum((y - np.mean(y)) ** 2)), TINY)
-    best = replace(solution, fvu=math.inf)
-    for _ in range(steps + 1):
-        numbers = _all_numbers(solution)
-        free = [i for i, v in enumerate(numbers) if v and math.isinf(fraction_code_length(v))]
-        normal, gradient, squares = np.zeros((len(free), len(free))), np.zeros(len(free)), 0.0
-        for i in range(0, len(y), chunk):
-            columns = term_values(solution.terms, solution.constants, x[:, i : i + chunk])
-            if columns is None:
-                return best
-            fitted = columns @ np.array(solution.coefficients) + solution.offset
-            residual = y[i : i + chunk] - fitted
-            design = _sensitivities(solution, columns, x[:, i : i + chunk])[:, free]
-            design *= np.abs(numbers[free])  # steps in relative size
-            normal += design.T @ design
-            gradient += design.T @ residual
-            squares += float(residual @ residual)
-        if not squares / spread < best.fvu:
-            return best
-        best = replace(solution, fvu=squares / spread)
-        move = np.linalg.lstsq(normal, gradient, rcond=1e-14)[0]
-        numbers[free] += move * np.abs(numbers[free])
-        inside, linear = numbers[: len(solution.constants)], numbers[len(solution.constants) :]
-        terms, coefficients = with_numbers(solution.terms, inside), tuple(linear[:-1].tolist())
-        solution = replace(best, terms=terms, coefficients=coefficients, offset=float(linear[-1]))
+    best, move = replace(solution, fvu=math.inf), np.zeros(len(free))
+    for _ in range(passes):
+        sums = [
+            _normal_equations(solution, free, x[:, i : i + chunk], y[i : i + chunk])
+            for i in range(0, len(y), chunk)
+        ]
+        normal, gradient, squares = (sum(parts) for parts in zip(*sums, strict=True))
+        if squares / spread < best.fvu:
+            best, numbers = replace(solution, fvu=squares / spread), _all_numbers(solution)
+            move = np.linalg.lstsq(normal, gradient, rcond=1e-14)[0]
+        else:
+            move = move / 4
+        trial = numbers.copy()
+        trial[free] += move * np.abs(numbers[free])
+        *coefficients, offset = trial[inside:].tolist()
+        terms = with_numbers(solution.terms, trial[:inside])
+        solution = replace(best, terms=terms, coefficients=tuple(coefficients), offset=offset)
     return best
+
+
+def _normal_equations(
+    solution: Solution, free: list[int], x: np.ndarray, y: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Matrix, right side and squared residuals of a Gauss-Newton step over the `free` numbers, each
+    moved by a share of itself; infinite residuals where the formula is undefined.
+    """
+    columns = term_values(solution.terms, solution.constants, x)
+    if columns is None:
+        return np.zeros((len(free), len(free))), np.zeros(len(free)), math.inf
+    residual = y - columns @ np.array(solution.coefficients) - solution.offset
+    design = _sensitivities(solution, columns, x)[:, free] * np.abs(_all_numbers(solution)[free])
+    return design.T @ design, design.T @ residual, float(residual @ residual)
 
 
 def heavy_tailed(

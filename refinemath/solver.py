@@ -18,7 +18,7 @@ from jax import Array
 
 from refinemath.answer.choose import Answers, Candidates, pareto_front, refit_transformed
 from refinemath.answer.rounding import digits_needed
-from refinemath.answer.solution import EXACT, Solution
+from refinemath.answer.solution import EXACT, Solution, fit_many_points
 from refinemath.answer.symbolic import latex_of
 from refinemath.answer.targets import IDENTITY, target_transforms
 from refinemath.compiled import SearchRecord, no_rows, record_search, run_search
@@ -278,6 +278,8 @@ def _result(answers: Answers, record: SearchRecord, table: Table) -> Result:
     """The result for a table, with the search that has found the answer."""
     problem = answers.problem
     chosen = answers.best or Solution((), (), float(np.mean(problem.y)), 1.0)
+    if len(table.y) > len(problem.y):
+        chosen = fit_many_points(chosen, table.x.T, table.y)
     formula = chosen.formula()
     digits = digits_needed(formula, problem.x, problem.y)
     result = Result(

@@ -131,11 +131,6 @@ class SearchOutput(NamedTuple):
     steps: Array
     found_at: Array
 
-    @property
-    def searched(self) -> Array:
-        """Steps in which candidates could change: all of them, as opposed to a record's."""
-        return self.steps
-
 
 def declares(proposer: Proposer, trait: str) -> bool:
     """Whether a proposer declares `samples`, `reads_latents`, `uses_library` or `uses_table`."""

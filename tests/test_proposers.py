@@ -57,6 +57,7 @@ from refinemath.proposers.quotients import Quotients
 from refinemath.proposers.registry import DEFAULT, REGISTRY, resolve
 from refinemath.proposers.short import Short, initial_pool, queue_order
 from refinemath.proposers.splice import concat_tokens, mask_invalid, single_token, whole
+from refinemath.solver import device_points
 from refinemath.text import parse, parse_prefix
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -82,7 +83,7 @@ def short_ones(lines: list[str]) -> Array:
 
 def curve(text: str, low: float = 0.5, high: float = 3.0) -> Points:
     x = np.linspace(low, high, 40)[:, None]
-    return prepare(x, parse(text).evaluate(x.T)).points
+    return device_points(prepare(x, parse(text).evaluate(x.T)))
 
 
 def context_of(points: Points, skeletons: Array, table: Array | None = None) -> Context:
@@ -488,7 +489,7 @@ def test_a_denominator_that_changes_its_sign_is_not_written() -> None:
         -1.7, rel=1e-3
     )
     x = np.r_[np.linspace(0.5, 1.6, 20), np.linspace(1.8, 3.0, 20)][:, None]
-    points = prepare(x, 1 / (x[:, 0] - 1.7)).points
+    points = device_points(prepare(x, 1 / (x[:, 0] - 1.7)))
     context = context_of(points, short_ones(["x1"]))
     for tokens in np.asarray(Quotients().best(context, 4).tokens):
         assert decode(tokens).skeleton() == ("x1",)

@@ -7,7 +7,7 @@ points, Z latent (slots x latent_dim), e candidate formula, r residual.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ FEATURE_VARIABLES = 3
 
 
 GLANCE = 64  # numbers of each slot that the reader sees wherever it stands
+ModuleList: Any = getattr(nnx, "List", list)  # flax before 0.12 takes plain lists
 
 
 @dataclass(frozen=True)
@@ -335,7 +336,7 @@ class Encoder(nnx.Module):
         self.seeds = nnx.Param(jax.random.normal(rngs.params(), (config.seeds, w), jnp.float32))
         self.gather_key_value = KeyValue(w, rngs=rngs)
         self.gather = Attention(w, config.heads, rngs=rngs)
-        self.blocks = nnx.List(
+        self.blocks = ModuleList(
             [Block(w, config.heads, cross=False, rngs=rngs) for _ in range(config.encoder_blocks)]
         )
 
@@ -493,7 +494,7 @@ class Refiner(nnx.Module):
         self.feedback_mix = Linear(w, w, rngs=rngs)
         self.point_key_value = KeyValue(w, rngs=rngs)
         self.summary_key_value = KeyValue(w, rngs=rngs)
-        self.blocks = nnx.List(
+        self.blocks = ModuleList(
             [Block(w, config.heads, cross=True, rngs=rngs) for _ in range(config.refiner_blocks)]
         )
         self.head = nnx.Param(

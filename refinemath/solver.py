@@ -23,6 +23,7 @@ from refinemath.answer.symbolic import latex_of
 from refinemath.answer.targets import IDENTITY, target_transforms
 from refinemath.compiled import SearchRecord, no_rows, record_search, run_search
 from refinemath.corpus.build import blind_table
+from refinemath.expression import SLOTS
 from refinemath.fitting import Points
 from refinemath.loop import Proposer, SearchConfig, SearchOutput, declares
 from refinemath.problem import (
@@ -197,20 +198,20 @@ class RefineMath:
 
     def _engine(self, variables: int) -> Engine:
         """What searches in so many variables.  Without weights for them the network is left out."""
-        weights = self.parameters()
-        knows = variables <= weights.config.variables
         reads = any(declares(p, "reads_latents") for p in self.proposers)
-        proposers = tuple(p for p in self.proposers if knows or not declares(p, "reads_latents"))
+        weights = self.parameters() if reads else None
+        known = weights.config.variables if weights else 0
+        if variables > known:
+            weights = None
+        proposers = tuple(p for p in self.proposers if weights or not declares(p, "reads_latents"))
         if not proposers:
             raise DataError(
-                f"the data have {variables} variables; these weights handle "
-                f"{weights.config.variables}. Add other proposers, or train others with "
+                f"the data have {variables} variables; these weights handle {known}. "
+                "Add other proposers, or train weights with "
                 f"`python -m refinemath train --variables {variables}`"
             )
-        slots = weights.config.slots if variables == 1 else SLOTS_SEVERAL
-        return Engine(
-            weights if reads and knows else None, proposers, self.config, slots, variables
-        )
+        slots = SLOTS if variables == 1 else SLOTS_SEVERAL
+        return Engine(weights, proposers, self.config, slots, variables)
 
 
 @dataclass(frozen=True)

@@ -420,11 +420,11 @@ def train(
     record = {"config": asdict(config), "recipe": asdict(recipe)}
     if path.exists():
         state, meta = weights.load(path, state)
-        if meta["config"] != record["config"] or {**meta["recipe"], "steps": 0, "decay": 0} != {
-            **record["recipe"],
+        if ModelConfig(**meta["config"]) != config or {
+            **meta["recipe"],
             "steps": 0,
             "decay": 0,
-        }:
+        } != {**record["recipe"], "steps": 0, "decay": 0}:
             raise weights.CheckpointError(
                 f"{path} belongs to another run: {meta['config']}, {meta['recipe']}; use another "
                 "folder"

@@ -67,9 +67,6 @@ COMPREHENSIONS = {"genexpr", "listcomp", "setcomp", "dictcomp"}  # scopes of the
 LONG_FILES = {"evaluation", "expression", "loop", "model", "training"}
 LONG_FUNCTIONS = {
     "__main__._parser",
-    "corpus.canonical._forbidden",
-    "corpus.canonical.is_canonical",
-    "examples.draw_examples",
     "fitting.levenberg_marquardt",
     "training.loss_fn",
     "training.make_trainer",
@@ -77,9 +74,8 @@ LONG_FUNCTIONS = {
 }
 GREEDY = {
     "answer.solution.refine_constants.residual",
-    "corpus.canonical._nested.step",
-    "corpus.canonical.is_canonical.step",
-    "examples.draw_examples.basis_of",
+    "corpus.canonical.read_tree.step",
+    "examples._defined_points.terms_at",
     "execution.additive_terms.step",
     "execution.evaluate_nodes.step",
     "fitting.levenberg_marquardt.run",

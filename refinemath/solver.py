@@ -18,7 +18,7 @@ from jax import Array
 
 from refinemath.answer.choose import Answers, Candidates, pareto_front, refit_transformed
 from refinemath.answer.rounding import digits_needed
-from refinemath.answer.solution import EXACT, Solution
+from refinemath.answer.solution import EXACT, Solution, fit_many_points
 from refinemath.answer.symbolic import latex_of
 from refinemath.answer.targets import IDENTITY, target_transforms
 from refinemath.compiled import SearchRecord, no_rows, record_search, run_search
@@ -183,7 +183,9 @@ class RefineMath:
             if schedule.reading_ended(improved=improved, exact=answers.exact):
                 break
             output = search(schedule.turn) if ahead is None else ahead
-        result = _result(answers, engine.record(schedule, *kept, threshold), table)
+        record = engine.record(schedule, *kept, threshold)
+        steps += record.steps - record.searched
+        result = _result(answers, record, table)
         seconds = time.perf_counter() - began
         return replace(result, searches=schedule.turn + 1, steps=steps, seconds=seconds)
 
@@ -276,6 +278,8 @@ def _result(answers: Answers, record: SearchRecord, table: Table) -> Result:
     """The result for a table, with the search that has found the answer."""
     problem = answers.problem
     chosen = answers.best or Solution((), (), float(np.mean(problem.y)), 1.0)
+    if len(table.y) > len(problem.y):
+        chosen = fit_many_points(chosen, table.x.T, table.y)
     formula = chosen.formula()
     digits = digits_needed(formula, problem.x, problem.y)
     result = Result(

@@ -585,7 +585,6 @@ def test_names_come_in_the_order_of_the_registry_and_objects_behind_them() -> No
         (["short", Edits(count=2.0)], "count is 2.0; it must be a positive whole number"),
         ([Pairs(refine=-1)], "refine is -1; it must be a positive whole number"),
     ],
-    ids=str,
 )
 def test_proposers_that_make_no_sense_say_so(proposers: Any, message: str) -> None:
     for ask in (resolve, lambda p: RefineMath(proposers=p)):

@@ -286,7 +286,7 @@ def test_evaluate_writes_the_records(quick: Path, capsys: pytest.CaptureFixture)
         (["--only", "short"], {"short"}),
         (["--only", "prior", "network"], {"prior", "network"}),
     ],
-    ids=str,
+    ids=["all", "without", "only", "null alone"],
 )
 def test_proposers_are_switched_by_name(
     options: list[str], names: set[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -73,9 +73,9 @@ LONG_FUNCTIONS = {
     "training.train",
 }
 GREEDY = {
-    "answer.solution.refine_constants.residual",
     "corpus.canonical.read_tree.step",
     "examples._defined_points.terms_at",
+    "answer.solution.refine_constants.residual",
     "execution.additive_terms.step",
     "execution.evaluate_nodes.step",
     "fitting.levenberg_marquardt.run",

@@ -88,7 +88,6 @@ pdf: $(READY)
 results: $(READY)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r experiments/requirements.txt
 	$(BIN)/python -m experiments $(QUICK)
-	test -n "$(QUICK)" || $(BIN)/python -m refinemath evaluate --systems refinemath null-edits no-sweep no-edits null --out results/evaluation.json
 	$(BIN)/python -m experiments.tables
 
 clean:

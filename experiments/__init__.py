@@ -1,6 +1,4 @@
-"""Experiments: one small script for each question, all on one harness.  Commands and records:
-results/README.md.
-"""
+"""Experiments: one small script for each question.  Commands and records: results/README.md."""
 
 import os
 import sys

@@ -33,10 +33,6 @@ def evaluation(record: dict[str, Any]) -> str:
     """Recovered problems of every part and system, and the median seconds of a solve."""
     results = record["results"]
     parts = [p for p in PARTS if any(f"{s}/{p}" in results for s in SYSTEMS)]
-    lines = [
-        "| recovered | " + " | ".join(SYSTEMS.values()) + " |",
-        "|---|" + "---|" * len(SYSTEMS),
-    ]
 
     def cell(system: str, part: str) -> str:
         one, ours = results.get(f"{system}/{part}"), results[f"refinemath/{part}"]
@@ -46,49 +42,46 @@ def evaluation(record: dict[str, Any]) -> str:
         if one["summary"]["problems"] == ours["summary"]["problems"]:
             return count
         names = {r["name"] for r in one["records"]}
-        return f"{count} (RefineMath {sum(r['recovered'] for r in ours['records'] if r['name'] in names)})"
+        same = sum(r["recovered"] for r in ours["records"] if r["name"] in names)
+        return f"{count} (RefineMath {same})"
 
-    for part in parts:
-        lines.append(f"| {PARTS[part]} | " + " | ".join(cell(s, part) for s in SYSTEMS) + " |")
-    seconds = [
-        results[f"{s}/heldout"]["summary"]["seconds_median"] if f"{s}/heldout" in results else None
-        for s in SYSTEMS
-    ]
-    lines.append(
-        "| median seconds, held-out | "
-        + " | ".join("not run" if s is None else f"{s:.1f}" for s in seconds)
-        + " |"
-    )
-    rest = results["refinemath/heldout"]["summary"]
+    def seconds(system: str) -> str:
+        one = results.get(f"{system}/heldout")
+        return "not run" if one is None else f"{one['summary']['seconds_median']:.1f}"
+
+    rows = [["recovered", *SYSTEMS.values()], []]
+    rows += [[PARTS[part], *(cell(s, part) for s in SYSTEMS)] for part in parts]
+    rows.append(["median seconds, held-out", *map(seconds, SYSTEMS)])
     origins = [
         results[f"{s}/{p}"]["origin"] for s in SYSTEMS for p in PARTS if f"{s}/{p}" in results
     ]
-    budgets = " or ".join(dict.fromkeys(f"{o['time_budget']:g} s" for o in origins))
+    clocks = " or ".join(dict.fromkeys(f"{o['time_budget']:g} s" for o in origins))
     dates = ", ".join(dict.fromkeys(o["date"] for o in origins))
-    text = f"Measured on {dates} with `python -m refinemath evaluate`: {budgets} a problem, two CPU cores.  Commands and commits: `results/evaluation.json`."
-    text += "\nWhere a column met fewer problems, the count of RefineMath on the same ones stands in brackets."
-    still = f"On the held-out problems {rest['settled']:.0%} of the thoughts settled under the threshold of 1e-5 within 32 steps; "
-    return "\n".join(
-        [*lines, "", text, still + f"on {rest['converged']:.0%} of the problems all of them did."]
+    rest = results["refinemath/heldout"]["summary"]
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines[1] = "|" + "---|" * (len(SYSTEMS) + 1)
+    return "\n".join(lines) + (
+        f"\n\nMeasured on {dates} with `python -m refinemath evaluate`: {clocks} a problem, two "
+        "CPU cores.  Commands and commits: `results/evaluation.json`.\nWhere a column met fewer "
+        "problems, the count of RefineMath on the same ones stands in brackets.\nOn the held-out "
+        f"problems {rest['settled']:.0%} of the thoughts settled under the threshold of 1e-5 "
+        f"within 32 steps; on {rest['converged']:.0%} of the problems all of them did."
     )
 
 
 def scores(record: dict[str, Any]) -> str:
-    """One line for the model card: what the weights recover, with which clock, and when it was
-    measured.
-    """
+    """One line for the model card: what the weights recover, at which clock, and when."""
     results, said = record["results"], []
     for part, text in PARTS.items():
         one = results[f"refinemath/{part}"]["summary"]
         said.append(f"{one['recovered']} of {one['problems']} {text}")
-    origin = results["refinemath/heldout"]["origin"]
-    return f"* **Scores**: {', '.join(said)}; {origin['time_budget']:g} s a problem on two CPU cores, {origin['date']}, at commit {origin['commit']}."
+    o = results["refinemath/heldout"]["origin"]
+    measured = f"{o['time_budget']:g} s a problem on two CPU cores, {o['date']}, at commit"
+    return f"* **Scores**: {', '.join(said)}; {measured} {o['commit']}."
 
 
 def clock(record: dict[str, Any]) -> str:
-    """One line: how long a first formula takes, on a new machine, in a later process and where the
-    search is compiled already.
-    """
+    """One line: how long a first formula takes, now, later, and when all is compiled."""
     fresh, warm = record["fresh process"], record["solve"]["warm answer"]
     seconds = [
         fresh[name]["value"] for name in ("first formula on a machine", "first formula later")
@@ -121,15 +114,13 @@ def filled(text: str) -> str:
 
 def main() -> int:
     """0 if the texts hold the tables of their records, after writing them unless only checking."""
-    stale = 0
-    for path in TEXTS:
-        old = path.read_text(encoding="utf-8")
-        new = filled(old)
-        if old != new and "--check" not in sys.argv:
-            path.write_text(new, encoding="utf-8")
-        else:
-            stale += old != new
-    return int(stale > 0)
+    texts = {path: path.read_text(encoding="utf-8") for path in TEXTS}
+    stale = {path: filled(old) for path, old in texts.items() if filled(old) != old}
+    if "--check" in sys.argv:
+        return int(bool(stale))
+    for path, new in stale.items():
+        path.write_text(new, encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":

@@ -100,6 +100,10 @@ def _parser() -> argparse.ArgumentParser:
         help="where to save the plot (default: the file's name with .formula.png, in this folder)",
     )
 
+    solve.add_argument("--target", metavar="NAME", help="column to explain (default the last)")
+    solve.add_argument(
+        "--features", metavar="A,B", help="columns to explain it by (default all others)"
+    )
     _add_proposers(solve)
 
     train = commands.add_parser(
@@ -223,12 +227,14 @@ def _solve(options: argparse.Namespace) -> int:
     )
     result = model.solve(
         options.file,
+        target=options.target,
+        features=options.features.split(",") if options.features else None,
         threshold=options.threshold,
         seed=options.seed,
         time_budget=options.time_budget,
     )
     target = options.plot or Path(options.file.name).with_suffix(".formula.png")
-    print(f"formula     y = {result.sympy()}")
+    print(f"formula     {result.target} = {result.sympy()}")
     print(f"LaTeX       {result.latex}")
     print(f"Python      {result.python()}")
     print(
@@ -244,6 +250,8 @@ def _solve(options: argparse.Namespace) -> int:
         f"search{'es' if result.searches > 1 else ''}"
     )
     print(f"time        {result.seconds:.1f} s")
+    if result.unused:
+        print(f"unused      {', '.join(result.unused)}")
     if not result.found:
         print("No formula explains 99 % of the variance; this is the best attempt.")
     result.plot(target)

@@ -27,10 +27,13 @@ from refinemath.pool import Pool
 from refinemath.proposers.library import make_library
 from refinemath.proposers.short import initial_pool
 
-# A first answer waits for the compiler.  XLA's newer code generator for the CPU and more
-# optimisation than level 1 would make the loop somewhat faster, and that wait longer than they save
-# in a few answers.
-_QUICK_TO_COMPILE = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
+# A first answer waits for the compiler.  XLA's newer code generator for the CPU (an option until
+# JAX 0.11) and more optimisation than level 1 would make the loop somewhat faster, and that wait
+# longer than they save in a few answers.
+_OLD_GENERATOR: dict[str, Any] = {"xla_cpu_use_fusion_emitters": False}
+_QUICK_TO_COMPILE: dict[str, Any] = {"xla_backend_optimization_level": 1} | (
+    _OLD_GENERATOR if jax.__version_info__ < (0, 11) else {}
+)
 
 
 @functools.partial(

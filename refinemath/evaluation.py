@@ -87,7 +87,8 @@ def suite_problems(
     for row in _rows(path):
         count = int(row["n_vars"])
         if count in variables:
-            formula, rng = parse(row["expression"]), np.random.default_rng([seed, len(problems)])
+            rng = np.random.default_rng([seed, len(problems)])
+            formula = parse(row["expression"])
             x = draw_x(json.loads(row["sampling"]), count, rng)
             problems.append(_sampled(row["name"], row["suite"], x, formula, noise, rng))
     return problems
@@ -117,6 +118,16 @@ def heldout_problems(
             x = np.sort(rng.uniform(float(row["low"]), float(row["high"]), points))[:, None]
             formula = parse(row["expression"])
             problems.append(_sampled(row["name"], "held-out", x, formula, noise, rng))
+    return problems
+
+
+def listed_problems(path: Path, suite: str, *, noise: float = 0.0, seed: int = 0) -> list[Problem]:
+    """The held-out formulas of a file with a column `sampling`: several variables, or deep ones."""
+    problems = []
+    for i, row in enumerate(_rows(path)):
+        rng = np.random.default_rng([seed, i])
+        x = draw_x(json.loads(row["sampling"]), int(row["variables"]), rng)
+        problems.append(_sampled(row["name"], suite, x, parse(row["expression"]), noise, rng))
     return problems
 
 
@@ -324,7 +335,7 @@ def environment(command: str) -> dict[str, Any]:
     }
 
 
-PARTS = ("suites", "heldout", "noise", "real", "tables", "feynman")
+PARTS = ("suites", "heldout", "noise", "real", "tables", "feynman", "wide", "deep")
 
 
 def problems_of(part: str, data: Path, every: int = 1) -> list[Problem]:
@@ -342,6 +353,9 @@ def problems_of(part: str, data: Path, every: int = 1) -> list[Problem]:
             return heldout_problems(data / "heldout.csv", noise=noise, every=every)
         case "real":
             return real_problems(data)
+        case "wide" | "deep":
+            file = "heldout_tables.csv" if part == "wide" else "deep.csv"
+            return listed_problems(data / file, part)[::every]
     raise ValueError(f"unknown part {part!r}; known are {', '.join(PARTS)}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -10,17 +11,25 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from refinemath.execution import additive_terms, evaluate_nodes, structure
-from refinemath.expression import OPERATOR_TOKEN, is_constant, nearest_constant
+from refinemath.execution import additive_terms, centre, evaluate_nodes, structure
+from refinemath.expression import OPERATOR_TOKEN, is_constant, is_variable, nearest_constant
 
 TERMS = 4  # additive terms that get a free coefficient
 
 
+# tokens (batch, slots), values (batch, slots), coefficient (batch, terms) -> (batch,) bool
+Reject = Callable[[Array, Array, Array], Array]
+
+
 class SkeletonTable(NamedTuple):
-    """Distinct skeletons sorted by length; `start[n]` is where those of n tokens begin."""
+    """Distinct skeletons, sorted by length and then by how many variables they have; variables are
+    numbered as they appear.
+
+    Those of n tokens with v variables begin at `start[n, v - 1]` and end where the next ones begin.
+    """
 
     tokens: Int[Array, "formulas slots"]  # uint8
-    start: Int[Array, " slots2"]
+    start: Int[Array, "slots2 variables"]
 
 
 class Examples(NamedTuple):
@@ -99,175 +108,148 @@ def draw_points(
 
 
 def length_weights(
-    bank: SkeletonTable, weights: dict[int, float] | None = None
-) -> Float[Array, " slots1"]:
-    """How often each length is drawn: evenly from 3 to 13 tokens, 2 at weight 0.3, more than 13 at
-    half weight, or as given; never one the bank lacks.
+    table: SkeletonTable, weights: dict[int, float] | None = None, variables: int | None = None
+) -> Float[Array, "slots1 variables"]:
+    """How often skeletons of each length and number of variables are drawn, never one that the
+    table lacks.
+
+    Lengths: evenly from 3 to 13 tokens, 2 at weight 0.3, more than 13 at half weight, or as given.
+    Of one length all numbers of variables up to `variables` (all, if None) are drawn evenly.
     """
-    slots = bank.tokens.shape[1]
-    wanted = (
-        {n: (0.3 if n == 2 else 1.0 if n <= 13 else 0.5) for n in range(2, slots + 1)}
-        if weights is None
-        else weights
-    )
-    row = np.array([wanted.get(n, 0.0) for n in range(slots + 1)], np.float32)
-    return jnp.where(jnp.diff(bank.start) > 0, row, 0.0)
+    begin = np.asarray(table.start)
+    slots, most = begin.shape[0] - 2, begin.shape[1]
+    default = {n: (0.3 if n == 2 else 1.0 if n <= 13 else 0.5) for n in range(2, slots + 1)}
+    wanted = default if weights is None else weights
+    count = np.diff(begin.ravel())[: (slots + 1) * most].reshape(slots + 1, most)
+    there = (count > 0) & (np.arange(most) < (most if variables is None else variables))
+    row = np.array([wanted.get(n, 0.0) for n in range(slots + 1)], np.float32)[:, None]
+    return jnp.asarray(there * row / np.maximum(there.sum(axis=1, keepdims=True), 1), jnp.float32)
+
+
+def draw_skeletons(
+    key: Array, table: SkeletonTable, weights: Float[Array, "slots1 variables"], count: int
+) -> Int[Array, "count slots"]:
+    """A length and a number of variables by `weights`, then any skeleton of that kind."""
+    k = jax.random.split(key)
+    kind = jax.random.categorical(k[0], jnp.log(weights.ravel()), shape=(count,))
+    low, high = table.start.ravel()[kind], table.start.ravel()[kind + 1]
+    place = jax.random.uniform(k[1], (count,)) * (high - low).astype(jnp.float32)
+    return table.tokens[low + place.astype(jnp.int32)].astype(jnp.int32)
+
+
+def rename(
+    tokens: Int[Array, "batch slots"], columns: Int[Array, "batch variables"]
+) -> Int[Array, "batch slots"]:
+    """Each skeleton with `columns[:, j]`, counted from 0, in place of its variable x(j+1)."""
+    place = jnp.clip(tokens - 1, 0, columns.shape[1] - 1)
+    return jnp.where(is_variable(tokens), 1 + jnp.take_along_axis(columns, place, 1), tokens)
+
+
+def _defined_points(
+    key: Array, tokens: Array, values: Array, variables: int, points: int
+) -> tuple[Array, Array, Array]:
+    """Points at which every term is finite, from three tries, the last with x > 0: x (batch,
+    variables, points), the terms (batch, terms, points), and whether a try succeeded (batch,).
+    """
+    n, tries = len(tokens), 3
+    x = draw_points(key, n * tries, variables, points).reshape(tries, n, variables, points)
+    x = x.at[2].set(jnp.abs(x[2]))
+    slots_of, term = additive_terms(tokens, TERMS)
+    row = jnp.arange(n)
+
+    def terms_at(x: Array) -> tuple[Array, Array]:
+        basis = evaluate_nodes(tokens, values, x)[slots_of, row[:, None]]
+        good = jnp.isfinite(basis) & (jnp.abs(basis) < 1e5) | ~term[..., None]
+        return basis, jnp.all(good, axis=(1, 2))
+
+    bases, goods = jax.lax.map(terms_at, x)
+    pick = jnp.argmax(goods, axis=0)
+    good = goods[pick, row]
+    basis = jnp.where(term[..., None] & good[:, None, None], bases[pick, row], 0.0)
+    return x[pick, row], basis, good
+
+
+def _spread(v: Float[Array, "*batch points"], mask: Array) -> Float[Array, "*batch"]:
+    """The standard deviation over the points that count."""
+    centred, _ = centre(v, mask)
+    return jnp.sqrt(jnp.sum(centred**2, -1) / jnp.sum(mask, axis=-1).astype(v.dtype))
+
+
+def _coefficients(key: Array, deviation: Float[Array, "batch terms"]) -> Array:
+    """Signs, 30 % negative, times: in 60 % of the problems 1 or log-uniform in [0.2, 5], in the
+    others such that the terms' shares of y are log-uniform in [0.1, 1].
+    """
+    k = jax.random.split(key, 5)
+    shape, one = deviation.shape, (len(deviation), 1)
+    sign = jnp.where(jax.random.bernoulli(k[0], 0.3, shape), -1.0, 1.0)
+    size = jnp.exp(jax.random.uniform(k[1], shape, minval=np.log(0.2), maxval=np.log(5.0)))
+    natural = jnp.where(jax.random.bernoulli(k[2], 0.5, one), 1.0, size)
+    share = jnp.exp(jax.random.uniform(k[3], shape, minval=np.log(0.1), maxval=0.0))
+    balanced = share / jnp.maximum(deviation, 1e-6)
+    return sign * jnp.where(jax.random.bernoulli(k[4], 0.4, one), balanced, natural)
+
+
+def _nearly_linear(x: Float[Array, "batch points"], y: Array, mask: Array) -> Array:
+    """True where a line in x explains all but a thousandth of the variance of y."""
+    xc, yc = centre(x, mask)[0], centre(y, mask)[0]
+    slope = jnp.sum(xc * yc, 1) / jnp.maximum(jnp.sum(xc**2, 1), 1e-9)
+    rest = jnp.sum((yc - slope[:, None] * xc) ** 2, 1) / jnp.maximum(jnp.sum(yc**2, 1), 1e-12)
+    return rest <= 1e-3
 
 
 def draw_examples(
     key: Array,
-    bank: SkeletonTable,
+    table: SkeletonTable,
     batch: int,
     *,
     points: int = 64,
     variables: int = 1,
-    weights: Float[Array, " slots1"],
-    probes: Array | None = None,
+    weights: Float[Array, "slots1 variables"],
+    reject: Reject | None = None,
 ) -> Examples:
-    """`batch` problems for one training step, made on the device.
+    """`batch` problems for one training step, made on the device, with `variables` columns of which
+    the formula uses some: each skeleton's variables are given different columns at random.
 
-    Twice as many are drawn as needed and the valid ones kept: finite everywhere, every term
-    matters, not nearly constant or linear, and (given `probes`, see
-    `exclusions.training_exclusions`) not a held-out function by its values.  Chapter 2.
+    `weights` come from `length_weights(table, variables=variables)`.  Twice as many are drawn as
+    needed and the valid ones kept: finite everywhere, every term matters, not nearly constant or
+    linear, and not what `reject` is true for (see `corpus.exclusions.excludes`).  Chapter 2.
     """
-    k = jax.random.split(key, 14)
+    k = jax.random.split(key, 9)
     n = 2 * batch
-    length = jax.random.categorical(k[0], jnp.log(weights), shape=(n,))
-    low, high = bank.start[length], bank.start[length + 1]
-    tokens = bank.tokens[
-        low + (jax.random.uniform(k[1], (n,)) * (high - low).astype(jnp.float32)).astype(jnp.int32)
-    ].astype(jnp.int32)
-    values = draw_constants(k[2], tokens)
-    tokens = jnp.where(is_constant(tokens), nearest_constant(values), tokens)
+    skeletons = draw_skeletons(k[0], table, weights, n)
+    values = draw_constants(k[1], skeletons)
+    skeletons = jnp.where(is_constant(skeletons), nearest_constant(values), skeletons)
+    columns = jnp.argsort(jax.random.uniform(k[2], (n, variables)), axis=1).astype(jnp.int32)
+    tokens = rename(skeletons, columns)
+    x, basis, good = _defined_points(k[3], tokens, values, variables, points)
+    mask = jnp.arange(points)[None] < jax.random.randint(k[4], (n, 1), 16, points + 1)
 
-    tries = 3
-    x_all = draw_points(k[3], n * tries, variables, points).reshape(tries, n, variables, points)
-    x_all = x_all.at[2].set(jnp.abs(x_all[2]))
-    slots_of, term = additive_terms(tokens, TERMS)
-    row = jnp.arange(n)[:, None]
-    used = jax.random.randint(k[4], (n, 1), 16, points + 1)
-    mask = jnp.arange(points)[None] < used
-    used = used.astype(jnp.float32)
-
-    def basis_of(x: Array) -> tuple[Array, Array]:
-        basis = evaluate_nodes(tokens, values, x)[slots_of, row]
-        good = jnp.all(jnp.isfinite(basis) & (jnp.abs(basis) < 1e5) | ~term[..., None], axis=(1, 2))
-        return basis, good
-
-    bases, goods = jax.lax.map(basis_of, x_all)
-    pick = jnp.argmax(goods, axis=0)
-    x, basis, good = (
-        x_all[pick, jnp.arange(n)],
-        bases[pick, jnp.arange(n)],
-        goods[pick, jnp.arange(n)],
-    )
-    basis = jnp.where(term[..., None] & good[:, None, None], basis, 0.0)
-
-    def spread(v: Array) -> Array:
-        m = mask if v.ndim == 2 else mask[:, None]
-        mean = (
-            jnp.sum(jnp.where(m, v, 0.0), -1, keepdims=True)
-            / used[(...,) if v.ndim == 2 else (slice(None), None)]
-        )
-        return jnp.sqrt(
-            jnp.sum(jnp.where(m, (v - mean) ** 2, 0.0), -1)
-            / used[:, 0].reshape(-1, *[1] * (v.ndim - 2))
-        )
-
-    deviation = spread(basis)
-    shape = deviation.shape
-    sign = jnp.where(jax.random.bernoulli(k[5], 0.3, shape), -1.0, 1.0)
-    natural = jnp.where(
-        jax.random.bernoulli(k[6], 0.5, (n, 1)),
-        1.0,
-        jnp.exp(jax.random.uniform(k[7], shape, minval=np.log(0.2), maxval=np.log(5.0))),
-    )
-    balanced = jnp.exp(
-        jax.random.uniform(k[7], shape, minval=np.log(0.1), maxval=0.0)
-    ) / jnp.maximum(deviation, 1e-6)
-    coefficient = sign * jnp.where(jax.random.bernoulli(k[8], 0.4, (n, 1)), balanced, natural)
+    deviation = _spread(basis, mask[:, None])
+    coefficient = _coefficients(k[5], deviation)
     y = jnp.sum(coefficient[..., None] * basis, axis=1)
-    size = spread(y)
-    offset = jnp.where(
-        jax.random.bernoulli(k[9], 0.5, (n,)), 0.0, jax.random.normal(k[12], (n,)) * 2 * size
-    )
-
+    size = _spread(y, mask)
+    _, term = additive_terms(tokens, TERMS)
     good &= jnp.all((jnp.abs(coefficient) * deviation > 3e-3 * size[:, None]) | ~term, axis=1)
     good &= (size > 1e-3 * jnp.max(jnp.abs(jnp.where(mask, y, 0.0)), axis=1)) & (size > 1e-6)
-    xm = jnp.where(mask, x[:, 0], 0.0)
-    xc = jnp.where(mask, x[:, 0] - jnp.sum(xm, 1, keepdims=True) / used, 0.0)
-    yc = jnp.where(mask, y - jnp.sum(jnp.where(mask, y, 0.0), 1, keepdims=True) / used, 0.0)
-    slope = jnp.sum(xc * yc, 1) / jnp.maximum(jnp.sum(xc**2, 1), 1e-9)
-    leftover = jnp.sum((yc - slope[:, None] * xc) ** 2, 1) / jnp.maximum(jnp.sum(yc**2, 1), 1e-12)
-    good &= (leftover > 1e-3) | (variables > 1)
-    if probes is not None:
-        good &= ~matches_probes(tokens, values, coefficient, slots_of, term, probes, variables)
+    one = jnp.all(~is_variable(skeletons) | (skeletons == 1), axis=1)
+    good &= ~(one & _nearly_linear(x[jnp.arange(n), columns[:, 0]], y, mask))
+    if reject is not None:
+        good &= ~reject(skeletons, values, coefficient)
 
-    noise = jnp.where(
-        jax.random.bernoulli(k[10], 0.5, (n, 1)),
-        0.0,
-        jnp.exp(jax.random.uniform(k[13], (n, 1), minval=np.log(1e-3), maxval=np.log(0.05))),
-    )
-    y = y + offset[:, None] + noise * size[:, None] * jax.random.normal(k[11], y.shape)
-    y = jnp.where(mask, y, 0.0)
-    keep = jnp.argsort(~good, stable=True)[:batch]
-    everything = Examples(
-        tokens,
-        values,
-        jnp.where(mask[:, None], x, 0.0),
-        y,
-        mask,
-        good.astype(jnp.float32),
-        coefficient,
-        offset,
-    )
-    return Examples(*(a[keep] for a in everything))
+    offset = jax.random.normal(k[6], (n,)) * 2 * size
+    offset = jnp.where(jax.random.bernoulli(k[7], 0.5, (n,)), 0.0, offset)
+    y = y + offset[:, None] + size[:, None] * _noise(k[8], y.shape)
+    x, y = jnp.where(mask[:, None], x, 0.0), jnp.where(mask, y, 0.0)
+    kept = jnp.argsort(~good, stable=True)[:batch]
+    weight = good.astype(jnp.float32)
+    drawn = Examples(tokens, values, x, y, mask, weight, coefficient, offset)
+    return Examples(*(a[kept] for a in drawn))
 
 
-_HELDOUT_PROBES = np.linspace(0.3, 2.2, 24)
-
-
-def standardized_probe(y: Float[Array, "batch probes"]) -> Float[Array, "batch probes"]:
-    """Values at the probe points, scaled to mean 0 and length 1 over the points where they are
-    defined; zero where they are not.
-
-    The dot product of two rows is then the correlation of two functions that are defined at the
-    same points, and less for others.
-    """
-    good = jnp.isfinite(y)
-    count = jnp.maximum(jnp.sum(good, axis=-1, keepdims=True), 1).astype(y.dtype)
-    y = jnp.where(good, y, 0.0)
-    y = y / jnp.maximum(
-        jnp.max(jnp.abs(y), axis=-1, keepdims=True), 1e-30
-    )  # so that squares do not overflow
-    y = jnp.where(good, y - jnp.sum(y, axis=-1, keepdims=True) / count, 0.0)
-    return jnp.where(count >= 8, y / (jnp.sqrt(jnp.sum(y**2, -1, keepdims=True)) + 1e-12), 0.0)
-
-
-def probe_points(variables: int = 1) -> Float[Array, "1 variables probes"]:
-    """The 24 points at which a function is compared with the held-out ones."""
-    return jnp.stack(
-        [jnp.asarray(np.roll(_HELDOUT_PROBES, 5 * v), jnp.float32) for v in range(variables)]
-    )[None]
-
-
-def matches_probes(
-    tokens: Array,
-    values: Array,
-    coefficient: Array,
-    slots_of: Array,
-    term: Array,
-    probes: Array,
-    variables: int,
-) -> Array:
-    """True where an example equals an excluded function up to scale and offset: |correlation| > 1 -
-    1e-6 on the probe points.
-
-    `probes` (excluded, probes) are the rows of `exclusions.training_exclusions` for the same number
-    of variables.
-    """
-    basis = evaluate_nodes(tokens, values, probe_points(variables))[
-        slots_of, jnp.arange(tokens.shape[0])[:, None]
-    ]
-    y = jnp.sum(jnp.where(term[..., None], coefficient[..., None] * basis, 0.0), axis=1)
-    return jnp.any(jnp.abs(standardized_probe(y) @ probes.T) > 1 - 1e-6, axis=1)
+def _noise(key: Array, shape: tuple[int, ...]) -> Array:
+    """None in half of the rows, else normal with a deviation log-uniform in [0.001, 0.05]."""
+    k = jax.random.split(key, 3)
+    one = (shape[0], 1)
+    level = jnp.exp(jax.random.uniform(k[0], one, minval=np.log(1e-3), maxval=np.log(0.05)))
+    level = jnp.where(jax.random.bernoulli(k[1], 0.5, one), 0.0, level)
+    return level * jax.random.normal(k[2], shape)

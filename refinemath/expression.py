@@ -136,6 +136,11 @@ def is_constant(tokens: Any) -> Any:
     return (tokens >= FIRST_CONSTANT) & (tokens < FIRST_OPERATOR)
 
 
+def is_variable(tokens: Any) -> Any:
+    """True where a token stands for a variable; works on NumPy and JAX arrays."""
+    return (tokens >= 1) & (tokens <= MAX_VARIABLES)
+
+
 def nearest_constant(values: Array) -> Array:
     """The constant token whose bin has the sign of `values` and lies nearest to it on a logarithmic
     scale.

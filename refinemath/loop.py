@@ -131,11 +131,6 @@ class SearchOutput(NamedTuple):
     steps: Array
     found_at: Array
 
-    @property
-    def searched(self) -> Array:
-        """Steps in which candidates could change: all of them, as opposed to a record's."""
-        return self.steps
-
 
 def declares(proposer: Proposer, trait: str) -> bool:
     """Whether a proposer declares `samples`, `reads_latents`, `uses_library` or `uses_table`."""
@@ -167,10 +162,7 @@ class Loop:
         executed = execute(*programs, self.context.points, nodes)
         sizes = [len(batch.tokens) for batch in batches]
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
-        rows = [
-            self.best_rows(p, start, jax.tree.map(lambda a, i=start, n=n: a[i : i + n], executed))
-            for p, start, n in zip(self.proposers, starts, sizes, strict=True)
-        ]
+        rows = self.best_rows(sizes, executed)
         fitted = self.fit(programs, jnp.concatenate(rows), state.pool)
         pool = merge(state.pool, fitted)
         better = pool.score[0] < state.pool.score[0] - 0.5
@@ -188,12 +180,14 @@ class Loop:
         trace = state.trace._replace(velocity=state.trace.velocity.at[state.step].set(speed))
         return state._replace(latents=new, trace=trace)
 
-    def best_rows(self, proposer: Proposer, start: int, own: Candidate) -> Int[Array, " rows"]:
-        """The rows of a proposer's best formulas of different skeletons (of every latent)."""
-        groups = self.config.latents if declares(proposer, "reads_latents") else 1
-        most = min(proposer.refine, len(own.fvu) // groups)
+    def best_rows(self, sizes: list[int], executed: Candidate) -> list[Int[Array, " rows"]]:
+        """The rows of every proposer's best formulas of different skeletons (of every latent)."""
+        blocks = []
+        for proposer, size in zip(self.proposers, sizes, strict=True):
+            groups = self.config.latents if declares(proposer, "reads_latents") else 1
+            blocks.append((groups, size // groups, proposer.refine))
         count = jnp.sum(self.context.points.mask).astype(jnp.float32)
-        return start + top_per_group(own, groups, most, count)
+        return top_per_group(executed, blocks, count)
 
     def fit(self, programs: Programs, rows: Array, pool: Pool) -> Pool:
         """These rows and the pool's best with their constants fitted."""

@@ -7,7 +7,7 @@ points, Z latent (slots x latent_dim), e candidate formula, r residual.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,24 +23,12 @@ from refinemath.newton_schulz import MUON, POLAR, orthogonalize
 STABILISERS = ("rms", "soft", "polar", "muon")
 
 
-# weight of the old thought beside the seed and what is written; at 1 and without the seed it never
-# comes to rest, see chapter 7
-KEEP = 0.4
-
-
-# weight of the seed: well above what the network writes, it makes the step a contraction, see
-# chapter 7 and the model card
-ANCHOR = 10.0
-
-
-BOUND = 2.0  # what is written into a slot is shorter than this; the rows of the seed have length 1
-
-
 # the encoder's features know up to three variables, although the vocabulary has ten
 FEATURE_VARIABLES = 3
 
 
 GLANCE = 64  # numbers of each slot that the reader sees wherever it stands
+ModuleList: Any = getattr(nnx, "List", list)  # flax before 0.12 takes plain lists
 
 
 @dataclass(frozen=True)
@@ -62,6 +50,14 @@ class ModelConfig:
     # heads with which the reader looks back at the whole thought, remembering what it has read; 0:
     # it does not
     reader_heads: int = 0
+    # weight of the old latent beside the seed and what is written; at 1 and without the seed it
+    # never comes to rest, see chapter 7
+    residual_weight: float = 0.4
+    # weight of the seed: well above what the network writes, it makes the step a contraction, see
+    # chapter 7 and the model card
+    anchor_weight: float = 10.0
+    # what is written into a slot is shorter than this; the rows of the seed have length 1
+    write_bound: float = 2.0
 
     def __post_init__(self) -> None:
         if self.stabiliser not in STABILISERS:
@@ -69,6 +65,10 @@ class ModelConfig:
                 f"stabiliser is {self.stabiliser!r}; it must be one of {', '.join(STABILISERS)}"
             )
         for name, value in vars(self).items():
+            if name in ("residual_weight", "anchor_weight", "write_bound"):
+                if type(value) not in (int, float) or not 0 <= value < float("inf"):
+                    raise ValueError(f"{name} is {value!r}; it must be a number, 0 or more")
+                continue
             if name.startswith("reader") and (type(value) is not int or value < 0):
                 raise ValueError(f"{name} is {value!r}; it must be a whole number, 0 or more")
             if (
@@ -336,7 +336,7 @@ class Encoder(nnx.Module):
         self.seeds = nnx.Param(jax.random.normal(rngs.params(), (config.seeds, w), jnp.float32))
         self.gather_key_value = KeyValue(w, rngs=rngs)
         self.gather = Attention(w, config.heads, rngs=rngs)
-        self.blocks = nnx.List(
+        self.blocks = ModuleList(
             [Block(w, config.heads, cross=False, rngs=rngs) for _ in range(config.encoder_blocks)]
         )
 
@@ -476,6 +476,9 @@ class Refiner(nnx.Module):
         w, d = config.width, config.latent_dim
         self.stabiliser = config.stabiliser
         self.variables = config.variables
+        self.residual_weight = config.residual_weight
+        self.anchor_weight = config.anchor_weight
+        self.write_bound = config.write_bound
         self.seed = nnx.Param(jax.random.normal(rngs.params(), (config.slots, d), jnp.float32))
         self.place = nnx.Param(
             0.5 * jax.random.normal(rngs.params(), (config.slots, w), jnp.float32)
@@ -491,7 +494,7 @@ class Refiner(nnx.Module):
         self.feedback_mix = Linear(w, w, rngs=rngs)
         self.point_key_value = KeyValue(w, rngs=rngs)
         self.summary_key_value = KeyValue(w, rngs=rngs)
-        self.blocks = nnx.List(
+        self.blocks = ModuleList(
             [Block(w, config.heads, cross=True, rngs=rngs) for _ in range(config.refiner_blocks)]
         )
         self.head = nnx.Param(
@@ -581,8 +584,8 @@ class Refiner(nnx.Module):
     def __call__(
         self, z: Float[Array, "batch slots dim"], encoded: Encoded, candidate: Candidate
     ) -> Float[Array, "batch slots dim"]:
-        """Look at the points, the candidate and its residual; Z_{t+1} = stabilise(KEEP Z_t + ANCHOR
-        seed + what is written).
+        """Look at the points, the candidate and its residual; Z_{t+1} = stabilise(residual_weight
+        Z_t + anchor_weight seed + what is written).
         """
         each = encoded.each + self.feedback_mix(
             _activate(self.feedback(feedback_features(candidate, encoded.points)))
@@ -623,9 +626,11 @@ class Refiner(nnx.Module):
         written = self.write(self.write_norm(h)) * jnp.float32(z.shape[-1] ** -0.5)
         if self.reader is not None:  # however large the weights grow, the anchor stays the heavier
             written = written * jax.lax.rsqrt(
-                1.0 + jnp.sum(written**2, axis=-1, keepdims=True) / BOUND**2
+                1.0 + jnp.sum(written**2, axis=-1, keepdims=True) / self.write_bound**2
             )
-        return stabilise(KEEP * z + ANCHOR * anchor + written, self.stabiliser)
+        return stabilise(
+            self.residual_weight * z + self.anchor_weight * anchor + written, self.stabiliser
+        )
 
 
 class Model(nnx.Module):

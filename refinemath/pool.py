@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
@@ -115,10 +117,23 @@ def merge(pool: Pool, new: Pool) -> Pool:
 
 
 def top_per_group(
-    candidates: Candidate, groups: int, most: int, points: Array
-) -> Int[Array, " chosen"]:
-    """Rows of the `most` best formulas of different skeletons in each of `groups` equal parts."""
-    loss = score(candidates.tokens, candidates.fvu, points).reshape(groups, -1)
-    order, ranked = best_per_group(skeleton_hash(candidates.tokens).reshape(groups, -1), loss)
-    top = jnp.take_along_axis(order, jax.lax.top_k(-ranked, most)[1], axis=1)
-    return (top + jnp.arange(groups, dtype=top.dtype)[:, None] * loss.shape[1]).reshape(-1)
+    candidates: Candidate, blocks: Sequence[tuple[int, int, int]], points: Array
+) -> list[Int[Array, " chosen"]]:
+    """Rows of the best formulas of different skeletons in each group of every block.
+
+    The rows come in blocks of (groups, size of a group, how many are wanted of each).
+    """
+    loss = score(candidates.tokens, candidates.fvu, points)
+    sizes = [size for groups, size, _ in blocks for _ in range(groups)]
+    group = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    name = skeleton_hash(candidates.tokens) * 7919 + jnp.asarray(group)
+    order, ranked = best_per_group(name, loss)
+    unique = jnp.zeros_like(loss).at[order].set(ranked)  # infinite for all but the best
+    chosen, start = [], 0
+    for groups, size, most in blocks:
+        part = unique[start : start + groups * size].reshape(groups, size)
+        top = jax.lax.top_k(-part, min(most, size))[1].astype(jnp.int32)
+        first = start + size * jnp.arange(groups, dtype=jnp.int32)
+        chosen.append((top + first[:, None]).reshape(-1))
+        start += groups * size
+    return chosen

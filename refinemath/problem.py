@@ -89,14 +89,17 @@ def _split_columns(
         raise DataError(
             f"the data have shape {table.shape}; expected rows of (x, y), or (x1, x2, y), and so on"
         )
-    last = -1 if target is None else _position(target, names, table.shape[1])
-    y = table[:, last] if table.shape[1] else np.zeros(len(table))
-    last %= max(table.shape[1], 1)
-    chosen = [i for i in range(table.shape[1]) if i != last]
+    count = table.shape[1]
+    known = names or [*default_names(count - 1), "y"]
+    if target is not None or features is not None:  # what the user calls x2 stays x2
+        names = known
+    last = count - 1 if target is None else _position(target, known)
+    chosen = [i for i in range(count) if i != last]
     if features is not None:
-        chosen = [_position(f, names, table.shape[1]) for f in features]
+        chosen = [_position(f, known) for f in features]
         if last in chosen:
-            raise DataError(f"column {features[chosen.index(last)]!r} is the target and a feature")
+            raise DataError(f"column {known[last]!r} is the target and a feature")
+    y = table[:, last] if count else np.zeros(len(table))
     return _named(table[:, chosen], y, names and [names[i] for i in (*chosen, last)])
 
 
@@ -116,17 +119,17 @@ def _join_columns(
             f"x has shape {x.shape} and y has shape {y.shape}; they need the same number of points"
         )
     if features is not None:
-        chosen = [_position(f, names, x.shape[1]) for f in features]
-        x, names = x[:, chosen], names and [names[i] for i in chosen]
+        known = names or default_names(x.shape[1])
+        chosen = [_position(f, known) for f in features]
+        x, names = x[:, chosen], [known[i] for i in chosen]
     both = [*(names or default_names(x.shape[1])), (target or ["y"])[0]]
     return _named(x, y, both if names or target else None)
 
 
-def _position(column: str | int, names: list[str] | None, count: int) -> int:
+def _position(column: str | int, known: list[str]) -> int:
     """The place of a column that is given by its name or its position."""
-    known = names or [*default_names(count - 1), "y"]
-    if isinstance(column, numbers.Integral) and -count <= column < count:
-        return int(column) % count
+    if isinstance(column, numbers.Integral) and -len(known) <= column < len(known):
+        return int(column) % len(known)
     if column in known:
         return known.index(str(column))
     raise DataError(f"there is no column {column!r}; the columns are {', '.join(known)}"[:1000])

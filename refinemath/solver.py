@@ -18,11 +18,12 @@ from jax import Array
 
 from refinemath.answer.choose import Answers, Candidates, pareto_front, refit_transformed
 from refinemath.answer.rounding import digits_needed
-from refinemath.answer.solution import EXACT, Solution
+from refinemath.answer.solution import EXACT, Solution, fit_many_points
 from refinemath.answer.symbolic import latex_of
 from refinemath.answer.targets import IDENTITY, target_transforms
 from refinemath.compiled import SearchRecord, no_rows, record_search, run_search
 from refinemath.corpus.build import blind_table
+from refinemath.expression import SLOTS
 from refinemath.fitting import Points
 from refinemath.loop import Proposer, SearchConfig, SearchOutput, declares
 from refinemath.problem import (
@@ -183,7 +184,9 @@ class RefineMath:
             if schedule.reading_ended(improved=improved, exact=answers.exact):
                 break
             output = search(schedule.turn) if ahead is None else ahead
-        result = _result(answers, engine.record(schedule, *kept, threshold), table)
+        record = engine.record(schedule, *kept, threshold)
+        steps += record.steps - record.searched
+        result = _result(answers, record, table)
         seconds = time.perf_counter() - began
         return replace(result, searches=schedule.turn + 1, steps=steps, seconds=seconds)
 
@@ -195,20 +198,20 @@ class RefineMath:
 
     def _engine(self, variables: int) -> Engine:
         """What searches in so many variables.  Without weights for them the network is left out."""
-        weights = self.parameters()
-        knows = variables <= weights.config.variables
         reads = any(declares(p, "reads_latents") for p in self.proposers)
-        proposers = tuple(p for p in self.proposers if knows or not declares(p, "reads_latents"))
+        weights = self.parameters() if reads else None
+        known = weights.config.variables if weights else 0
+        if variables > known:
+            weights = None
+        proposers = tuple(p for p in self.proposers if weights or not declares(p, "reads_latents"))
         if not proposers:
             raise DataError(
-                f"the data have {variables} variables; these weights handle "
-                f"{weights.config.variables}. Add other proposers, or train others with "
+                f"the data have {variables} variables; these weights handle {known}. "
+                "Add other proposers, or train weights with "
                 f"`python -m refinemath train --variables {variables}`"
             )
-        slots = weights.config.slots if variables == 1 else SLOTS_SEVERAL
-        return Engine(
-            weights if reads and knows else None, proposers, self.config, slots, variables
-        )
+        slots = SLOTS if variables == 1 else SLOTS_SEVERAL
+        return Engine(weights, proposers, self.config, slots, variables)
 
 
 @dataclass(frozen=True)
@@ -276,6 +279,8 @@ def _result(answers: Answers, record: SearchRecord, table: Table) -> Result:
     """The result for a table, with the search that has found the answer."""
     problem = answers.problem
     chosen = answers.best or Solution((), (), float(np.mean(problem.y)), 1.0)
+    if len(table.y) > len(problem.y):
+        chosen = fit_many_points(chosen, table.x.T, table.y)
     formula = chosen.formula()
     digits = digits_needed(formula, problem.x, problem.y)
     result = Result(

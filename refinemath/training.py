@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 
 from refinemath import weights
 from refinemath.corpus.build import build_table
-from refinemath.corpus.exclusions import training_exclusions
+from refinemath.corpus.exclusions import excludes, training_exclusions
 from refinemath.examples import Examples, SkeletonTable, draw_examples, length_weights
 from refinemath.expression import ARITY, END, TOKEN_VALUE, VARIABLES, VOCABULARY, VOCABULARY_SIZE
 from refinemath.fitting import Candidate, Points, execute, no_candidate, tree_where
@@ -155,8 +155,9 @@ def fresh_batch(
     corrupted one.
     """
     k = jax.random.split(key, 4)
+    reject = None if probes is None else excludes(probes, config.variables)
     examples = draw_examples(
-        k[0], bank, recipe.batch, variables=config.variables, weights=weights, probes=probes
+        k[0], bank, recipe.batch, variables=config.variables, weights=weights, reject=reject
     )
     points = Points(examples.x, examples.y, examples.mask)
     tokens = corrupt(k[1], examples.tokens)
@@ -419,11 +420,11 @@ def train(
     record = {"config": asdict(config), "recipe": asdict(recipe)}
     if path.exists():
         state, meta = weights.load(path, state)
-        if meta["config"] != record["config"] or {**meta["recipe"], "steps": 0, "decay": 0} != {
-            **record["recipe"],
+        if ModelConfig(**meta["config"]) != config or {
+            **meta["recipe"],
             "steps": 0,
             "decay": 0,
-        }:
+        } != {**record["recipe"], "steps": 0, "decay": 0}:
             raise weights.CheckpointError(
                 f"{path} belongs to another run: {meta['config']}, {meta['recipe']}; use another "
                 "folder"

@@ -11,7 +11,9 @@ from refinemath.answer.rounding import drop_negligible, round_constants, simple_
 from refinemath.answer.solution import (
     Solution,
     code_length,
+    fit_many_points,
     fraction_code_length,
+    fraction_unexplained,
     heavy_tailed,
     linear_solution,
     refine_constants,
@@ -293,3 +295,23 @@ def test_as_many_numbers_as_points_describe_nothing() -> None:
     assert solution is not None and np.isinf(
         code_length(score_solution(solution, x, np.array([1.0, 5.0, 2.0])))
     )
+
+
+def test_many_points_are_fitted_by_chunks() -> None:
+    """As least squares on all of them at once; what was rounded to a simple number stays."""
+    rng = np.random.default_rng(7)
+    x = rng.uniform(0.5, 3, (1, 3000))
+    y = 2 * np.exp(-0.7131 * x[0]) + 1.37 * x[0] + 0.05 * rng.normal(size=3000)
+    terms = [parse("exp(-0.7*x)"), parse("x")]
+    first = refine_constants(terms, x[:, :400], y[:400])
+    best = refine_constants(terms, x, y)
+    assert first is not None and best is not None
+    found = fit_many_points(first, x, y, chunk=700)
+    assert found.fvu == pytest.approx(best.fvu, rel=1e-6)
+    np.testing.assert_allclose(found.constants, best.constants, rtol=1e-3)
+    np.testing.assert_allclose(
+        fraction_unexplained(y - solution_values(found, x), y), found.fvu, rtol=1e-9
+    )
+    simple = Solution((parse("exp(-0.5*x)"), parse("x")), (2.0, 1.5), 0.0, 1.0)
+    kept = fit_many_points(simple, x, y)
+    assert kept.formula() == simple.formula() and kept.fvu > found.fvu

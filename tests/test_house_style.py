@@ -67,19 +67,15 @@ COMPREHENSIONS = {"genexpr", "listcomp", "setcomp", "dictcomp"}  # scopes of the
 LONG_FILES = {"evaluation", "expression", "loop", "model", "training"}
 LONG_FUNCTIONS = {
     "__main__._parser",
-    "corpus.canonical._forbidden",
-    "corpus.canonical.is_canonical",
-    "examples.draw_examples",
     "fitting.levenberg_marquardt",
     "training.loss_fn",
     "training.make_trainer",
     "training.train",
 }
 GREEDY = {
+    "corpus.canonical.read_tree.step",
+    "examples._defined_points.terms_at",
     "answer.solution.refine_constants.residual",
-    "corpus.canonical._nested.step",
-    "corpus.canonical.is_canonical.step",
-    "examples.draw_examples.basis_of",
     "execution.additive_terms.step",
     "execution.evaluate_nodes.step",
     "fitting.levenberg_marquardt.run",

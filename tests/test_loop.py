@@ -48,6 +48,7 @@ from refinemath.proposers.pairs import Pairs
 from refinemath.proposers.quotients import Quotients
 from refinemath.proposers.registry import DEFAULT, REGISTRY
 from refinemath.proposers.short import Short
+from refinemath.solver import device_points
 from refinemath.text import parse
 
 pytestmark = pytest.mark.usefixtures("strict")
@@ -58,7 +59,7 @@ THRESHOLD = 0.02  # an untrained model moves far; this lets its latents halt one
 
 def scatter(text: str = "sin(1.7*x)/(1 + x**2) + 0.3*x") -> Points:
     x = np.linspace(0.3, 4.0, 40)[:, None]
-    return prepare(x, parse(text).evaluate(x.T)).points
+    return device_points(prepare(x, parse(text).evaluate(x.T)))
 
 
 def few_short() -> Array:

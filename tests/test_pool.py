@@ -147,7 +147,7 @@ def test_the_most_promising_are_the_best_of_different_skeletons_in_each_group(
     bank: SkeletonTable,
 ) -> None:
     new = some_candidates(bank, 80, 2)
-    chosen = np.asarray(top_per_group(new, 4, 3, COUNT)).reshape(4, 3)
+    chosen = np.asarray(top_per_group(new, [(4, 20, 3)], COUNT)[0]).reshape(4, 3)
     cost = np.asarray(score(new.tokens, new.fvu, COUNT))
     for group, indices in enumerate(chosen):
         best: dict[tuple, float] = {}
@@ -163,8 +163,8 @@ def test_the_best_of_one_group_of_any_size() -> None:
     p = programs(["x", "sin(x)", "cos(x)", "exp(x)", "log(x)"])
     fvu = jnp.asarray([0.5, 1e-6, 0.5, 0.4, 1e-5], jnp.float32)
     them = Candidate(*p, jnp.zeros((5, 24)), fvu)
-    assert top_per_group(them, 1, 2, jnp.float32(24)).tolist() == [1, 4]
-    assert sorted(top_per_group(them, 5, 1, jnp.float32(24)).tolist()) == [0, 1, 2, 3, 4]
+    assert top_per_group(them, [(1, 5, 2)], jnp.float32(24))[0].tolist() == [1, 4]
+    assert sorted(top_per_group(them, [(5, 1, 1)], jnp.float32(24))[0].tolist()) == [0, 1, 2, 3, 4]
 
 
 def test_the_lowest_loss_of_each_group_is_what_is_left() -> None:

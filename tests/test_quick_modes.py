@@ -10,14 +10,11 @@ import pytest
 
 # what each report must hold, beside what every record does
 QUICK = {
-    "flops": {"flops_per_example", "projection"},
-    "growth": {"exponents", "devices"},
-    "halting": {"recovered", "replay"},
-    "latent_drift": {"table", "cases"},
-    "muon_vs_adamw": {"table", "sweep"},
-    "profile": {"training", "solve"},
-    "stabiliser": {"table", "runs"},
-    "systems": {"table", "answers"},
+    "flops": {"flops_per_example", "projection", "parts"},
+    "halting": {"recovered", "replay", "settled"},
+    "profile": {"solve"},
+    "systems": {"table", "parameters", "records"},
+    "variants": {"table", "runs"},
 }
 
 
@@ -25,7 +22,7 @@ QUICK = {
 @pytest.mark.parametrize("name", QUICK)
 def test_quick_mode_writes_a_record(name: str, tmp_path: Path) -> None:
     path = tmp_path / f"{name}.json"
-    importlib.import_module(f"experiments.{name}").main(["--quick", "--out", str(path)])
+    importlib.import_module(f"experiments.{name}").EXPERIMENT.main(["--quick", "--out", str(path)])
 
     def never(constant: str) -> None:
         raise ValueError(f"{constant} is no JSON")

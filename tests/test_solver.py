@@ -18,12 +18,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import sympy
-from conftest import BUDGET
+from conftest import QUICK
 from formulas import double
 
 import refinemath.schedule as schedule_module
 import refinemath.solver as solver_module
-from refinemath import CheckpointError, DataError, FormulaError, RefineMath, Result, loop, parse
+from refinemath import CheckpointError, DataError, FormulaError, RefineMath, Result, parse
 from refinemath.answer import choose
 from refinemath.answer.choose import Answers, refit
 from refinemath.answer.rounding import digits_needed, round_constants
@@ -117,7 +117,7 @@ def test_the_candidates_are_a_front(solver: RefineMath, hard: np.ndarray) -> Non
 
 
 def test_the_velocity_has_a_row_a_step(parabola: Result, solver: RefineMath) -> None:
-    assert parabola.velocity.shape == (parabola.iterations, solver.budget.thoughts)
+    assert parabola.velocity.shape == (parabola.iterations, solver.config.latents)
     assert np.isfinite(parabola.velocity).all() and (parabola.velocity >= 0).all()
     assert isinstance(parabola.converged, bool)
 
@@ -152,8 +152,8 @@ def searches(
         calls.append(1)
         return think(*arguments, **options)
 
-    think = loop.search
-    monkeypatch.setattr(loop, "search", counted)
+    think = solver_module.run_search
+    monkeypatch.setattr(solver_module, "run_search", counted)
     clock = SimpleNamespace(perf_counter=lambda: float(next(now)))
     monkeypatch.setattr(schedule_module, "time", clock)
     monkeypatch.setattr(solver_module, "time", clock)
@@ -188,8 +188,8 @@ def test_the_device_searches_on_while_the_host_reads(
 
         return call
 
-    model = RefineMath(max_iters=4, budget=replace(BUDGET, patience=2), undo=False)
-    monkeypatch.setattr(loop, "search", noted("search", loop.search))
+    model = RefineMath(max_iters=4, **{**QUICK, "patience": 2}, transforms=False)
+    monkeypatch.setattr(solver_module, "run_search", noted("search", solver_module.run_search))
     monkeypatch.setattr(Answers, "choose", noted("read", Answers.choose))
     model.solve(hard, time_budget=600)
     assert events[:4] == [
@@ -440,8 +440,8 @@ def test_a_plot_is_saved(parabola: Result, tmp_path: Path) -> None:
     assert (tmp_path / "fit.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_without_the_sweep_the_network_alone_answers(solver: RefineMath) -> None:
-    alone = RefineMath(max_iters=4, budget=solver.budget, sweep=False)
+def test_without_short_formulas_the_network_alone_answers(solver: RefineMath) -> None:
+    alone = RefineMath(max_iters=4, config=solver.config, proposers=solver.proposers[:1])
     result = alone.solve(PARABOLA, time_budget=0.1)
     assert np.isfinite(result.fvu) and result.iterations >= 1
 
@@ -703,7 +703,7 @@ def test_weights_that_were_written_anew_are_read_anew(solver: RefineMath, tmp_pa
     shipped = Path(str(resources.files("refinemath") / "weights" / "refinemath-512.npz"))
     path = tmp_path / "weights.npz"
     shutil.copy(shipped, path)
-    model = RefineMath(512, 4, weights=path, budget=BUDGET)
+    model = RefineMath(512, 4, weights=path, **QUICK)
     first = model.parameters()[0]
     assert model.parameters()[0] is first
     shutil.copy(shipped, path)
@@ -713,7 +713,7 @@ def test_weights_that_were_written_anew_are_read_anew(solver: RefineMath, tmp_pa
 
 def test_sizes_may_be_numbers_of_numpy() -> None:
     model = RefineMath(np.int64(512), np.int32(8))
-    assert (model.latent_dim, model.max_iters) == (512, 8) and type(model.budget.steps) is int
+    assert (model.latent_dim, model.max_iters) == (512, 8) and type(model.config.steps) is int
 
 
 # ---------------------------------------------------------------- what is wrong says so
@@ -1037,7 +1037,7 @@ def test_weights_of_another_width_and_missing_weights_say_so(tmp_path: Path) -> 
 
 def test_the_shipped_weights_answer_by_their_thoughts_alone() -> None:
     """No short formulas and no edits, so what is found the reader has read."""
-    model = RefineMath(max_iters=4, budget=replace(BUDGET, edits=0), sweep=False)
+    model = RefineMath(max_iters=4, proposers=("network",))
     result = model.solve(PARABOLA, time_budget=0.1)
     assert result.exact and explained(result, X, X**2 - 3) < 1e-20
 

@@ -203,7 +203,10 @@ def score_solution(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solution
     if columns is None:
         return nothing
     fitted = columns @ np.array(solution.coefficients)
-    design, stated = _sensitivities(solution, columns, fitted, x)
+    stated = _all_numbers(solution)
+    there = stated != 0.0
+    there[len(solution.constants) : -1] &= stated[len(solution.constants) : -1] != 1.0
+    design, stated = _sensitivities(solution, columns, x)[:, there], stated[there]
     if (
         design.shape[1] >= len(y)
         or not np.all(np.abs(design) <= LARGEST)
@@ -226,24 +229,70 @@ def score_solution(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solution
     return replace(solution, number_code_length=float(sum(lengths)), nll=nll)
 
 
-def _sensitivities(
-    solution: Solution, columns: np.ndarray, fitted: np.ndarray, x: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """How the fitted values move with each number that has to be stated, (points, numbers), and
-    these numbers: those inside, the coefficients but 1, and the offset, without zeros.
+def _all_numbers(solution: Solution) -> np.ndarray:
+    """The numbers inside, the coefficients and the offset."""
+    return np.array([*solution.constants, *solution.coefficients, solution.offset])
+
+
+def _sensitivities(solution: Solution, columns: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """How the fitted values move with each of `_all_numbers`, (points, numbers), by differences for
+    those inside.
     """
     numbers, coefficients = solution.constants, np.array(solution.coefficients)
-    tangents = np.zeros((len(fitted), len(numbers)))
+    fitted = columns @ coefficients
+    tangents = np.zeros((x.shape[-1], len(numbers)))
     for i, number in enumerate(numbers):
         moved, step = numbers.copy(), 1e-6 * max(abs(number), 1e-3)
         moved[i] += step
         shifted = term_values(solution.terms, moved, x)
         tangents[:, i] = 0.0 if shifted is None else (shifted @ coefficients - fitted) / step
-    design = np.concatenate([tangents, columns, np.ones((len(fitted), 1))], axis=1)
-    stated = np.array([*numbers, *coefficients, solution.offset])
-    there = stated != 0.0
-    there[len(numbers) : -1] &= coefficients != 1.0  # a factor 1 is no number
-    return design[:, there], stated[there]
+    return np.concatenate([tangents, columns, np.ones((x.shape[-1], 1))], axis=1)
+
+
+def fit_many_points(
+    solution: Solution, x: np.ndarray, y: np.ndarray, *, passes: int = 6, chunk: int = 65_536
+) -> Solution:
+    """The solution with its numbers fitted to any count of points by Gauss-Newton steps, a chunk of
+    x (variables, points) and y (points,) at a time; numbers that are simple stay as they are.
+
+    A step that makes the fit worse is tried again at a quarter of its length.  `fvu` becomes that
+    of the points given.
+    """
+    numbers, inside = _all_numbers(solution), len(solution.constants)
+    free = [i for i, v in enumerate(numbers) if v and math.isinf(fraction_code_length(v))]
+    spread = max(float(np.sum((y - np.mean(y)) ** 2)), TINY)
+    best, move = replace(solution, fvu=math.inf), np.zeros(len(free))
+    for _ in range(passes):
+        sums = [
+            _normal_equations(solution, free, x[:, i : i + chunk], y[i : i + chunk])
+            for i in range(0, len(y), chunk)
+        ]
+        normal, gradient, squares = (sum(parts) for parts in zip(*sums, strict=True))
+        if squares / spread < best.fvu:
+            best, numbers = replace(solution, fvu=squares / spread), _all_numbers(solution)
+            move = np.linalg.lstsq(normal, gradient, rcond=1e-14)[0]
+        else:
+            move = move / 4
+        trial = numbers.copy()
+        trial[free] += move * np.abs(numbers[free])
+        *coefficients, offset = trial[inside:].tolist()
+        terms = with_numbers(solution.terms, trial[:inside])
+        solution = replace(best, terms=terms, coefficients=tuple(coefficients), offset=offset)
+    return best
+
+
+def _normal_equations(
+    solution: Solution, free: list[int], x: np.ndarray, y: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Matrix, right side and squared residuals of a Gauss-Newton step over the `free` numbers, each
+    moved by a share of itself; infinite residuals where the formula is undefined.
+    """
+    columns = term_values(solution.terms, solution.constants, x)
+    if columns is None:
+        return np.zeros((len(free), len(free))), np.zeros(len(free)), math.inf
+    residual = y - columns @ np.array(solution.coefficients) - solution.offset
+    design = _sensitivities(solution, columns, x)[:, free] * np.abs(_all_numbers(solution)[free])
+    return design.T @ design, design.T @ residual, float(residual @ residual)
 
 
 def heavy_tailed(

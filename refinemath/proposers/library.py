@@ -80,7 +80,7 @@ def instantiated(slots: int, variables: int) -> np.ndarray:
             rename[1 : count + 1] = columns
             rows.append(rename[own])
     every = np.concatenate(rows)
-    every = every[np.argsort((every != END).sum(axis=1), kind="stable")]
+    every = every[np.argsort((every != END).sum(axis=1), kind="stable")][: 2 * MOST_FIXED]
     if variables == 1:
         return every
     return every[_first_of_each(every, variables)]

@@ -55,7 +55,7 @@ def initial_pool(library: Library, points: Points, size: int) -> Pool:
     fvu = jnp.where(gain == 0, jnp.inf, fvu)
     count = jnp.sum(points.mask).astype(jnp.float32)
     everything = Candidate(library.tokens, library.values, library.unit, fvu)
-    best = top_per_group(everything, 1, size, count)
+    best = top_per_group(everything, [(1, len(fvu), size)], count)[0]
     tokens, values, unit, fvu = jax.tree.map(lambda a: a[best], everything)
     rows = jnp.zeros((size, TERMS, unit.shape[1]), unit.dtype).at[:, 0].set(unit)
     fitted = jnp.where(points.mask, mean + gain[best, None] * unit, 0.0)

@@ -15,7 +15,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Problem:
     x: np.ndarray  # (points, variables)
     y: np.ndarray
     truth: Formula | None
-    length: int
+    length: int  # tokens; of a held-out formula, without its free coefficients
     accept: tuple[str, ...] = ()  # the textbook forms of real data
     noise: float = 0.0
 
@@ -117,7 +117,8 @@ def heldout_problems(
             rng = np.random.default_rng([seed, i])
             x = np.sort(rng.uniform(float(row["low"]), float(row["high"]), points))[:, None]
             formula = parse(row["expression"])
-            problems.append(_sampled(row["name"], "held-out", x, formula, noise, rng))
+            problem = _sampled(row["name"], "held-out", x, formula, noise, rng)
+            problems.append(replace(problem, length=int(row["length"])))
     return problems
 
 
@@ -127,7 +128,8 @@ def listed_problems(path: Path, suite: str, *, noise: float = 0.0, seed: int = 0
     for i, row in enumerate(_rows(path)):
         rng = np.random.default_rng([seed, i])
         x = draw_x(json.loads(row["sampling"]), int(row["variables"]), rng)
-        problems.append(_sampled(row["name"], suite, x, parse(row["expression"]), noise, rng))
+        problem = _sampled(row["name"], suite, x, parse(row["expression"]), noise, rng)
+        problems.append(replace(problem, length=int(row["length"])))
     return problems
 
 

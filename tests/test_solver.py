@@ -782,7 +782,7 @@ def bad_points() -> Iterator[tuple[str, Any, Any]]:
     ):
         yield f"text {k}", words, None
     for k, shape in enumerate(
-        ((), (24,), (1,), (24, 1), (24, 5), (24, 9), (2, 12, 2), (1, 1, 1, 1), (3, 4, 5))
+        ((), (24,), (1,), (24, 1), (24, 12), (24, 19), (2, 12, 2), (1, 1, 1, 1), (3, 4, 5))
     ):
         yield f"shape {shape} {k}", np.random.default_rng(k).normal(size=shape), None
     ragged = [[1.0, 2.0], [3.0], [4.0, 5.0], [6.0, 7.0]]
@@ -839,8 +839,7 @@ def bad_points() -> Iterator[tuple[str, Any, Any]]:
         pd.DataFrame({"x": pd.date_range("2026-01-01", periods=8), "y": range(8)}),
         None,
     )
-    yield "two variables", np.stack([X, X[::-1], X**2], axis=1), None
-    yield "three variables", np.random.default_rng(0).normal(size=(24, 4)), None
+    yield "eleven variables", np.random.default_rng(0).normal(size=(24, 12)), None
 
 
 BAD = list(bad_points())

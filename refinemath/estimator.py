@@ -49,7 +49,7 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
         random_state: Any = 0,
         time_budget: float = 8.0,
         weights: str | Path | None = None,
-        proposers: Iterable[str | Proposer] = DEFAULT,
+        proposers: Iterable[str | Proposer] | None = None,
         config: SearchConfig | None = None,
         transforms: bool = True,
     ):
@@ -73,9 +73,13 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
         state = self.random_state
         if not isinstance(state, numbers.Integral):
             state = check_random_state(state).randint(2**31 - 1)
-        options = ("weights", "proposers", "config", "transforms")
         model = RefineMath(
-            self.latent_dim, self.max_iters, **{name: getattr(self, name) for name in options}
+            self.latent_dim,
+            self.max_iters,
+            weights=self.weights,
+            proposers=DEFAULT if self.proposers is None else self.proposers,
+            config=self.config,
+            transforms=self.transforms,
         )
         names = getattr(self, "feature_names_in_", default_names(X.shape[1]))
         result = model.solve(

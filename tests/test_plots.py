@@ -65,6 +65,7 @@ def fake(
         outcome=outcome,
         x=x,
         y=law.evaluate(x.T),
+        names=("x",) if variables == 1 else ("x1", "x2"),
     )
 
 

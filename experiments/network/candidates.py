@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
-from refinemath import execution, expression
-from refinemath.fitting import project
 
-from experiments.network.examples import TERMS, Examples
-from experiments.network.moments import Candidate, Points
+from experiments.network.examples import Examples
+from experiments.network.moments import Candidate
 from experiments.network.spine import ARITY, COLUMNS, END, NUMBER, VOCABULARY, from_spine, structure
+from refinemath import fitting
+from refinemath.fitting import Points
 
 _NOT_DRAWN = ("END", *(f"x{k + 1}" for k in range(COLUMNS)))
 _OPERATORS = [
@@ -61,11 +61,8 @@ def execute(
 ) -> tuple[Array, Array]:
     """Fitted values (batch, points) and FVU (batch,) of formulas in spine order; their terms'
     coefficients are fitted."""
-    own, values = from_spine(tokens, numbers)
-    nodes = base.evaluate_nodes(own, values, points.x)
-    at, term = base.additive_terms(own, TERMS + 2)
-    fit = project(nodes[at, jnp.arange(len(own))[:, None]], term, points.y, points.mask)
-    return fit.fitted, fit.fvu
+    done = fitting.execute(*from_spine(tokens, numbers), points)
+    return done.fitted, done.fvu
 
 
 def draw_candidates(key: Array, e: Examples, *, retrieve: int = 4) -> Candidate:

@@ -1,14 +1,14 @@
 """What a trained network knows: nats by length, position, columns and depth; repair; and the closed
 loop.
 
-python -m experiments.network.evaluate WEIGHTS nats|loop|operations [--table 1] [--depths 1,2,4,8]
+python -m experiments.network.evaluate FOLDER nats|loop|operations|chain [--columns 1]
+    of FOLDER/weights.npz (`training release`), or else of FOLDER/checkpoint.npz
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,69 +18,81 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jaxtyping import Int
-from refinemath import execution, expression
-from refinemath.data import Bank, draw_constants
-from refinemath.fitting import levenberg_marquardt, project
 
 from experiments.network.candidates import draw_candidates
 from experiments.network.examples import Examples, draw_examples, length_weights
-from experiments.network.model import Config, Model
-from experiments.network.moments import Candidate, Points, no_candidate
-from experiments.network.spine import ARITY, COLUMNS, END, SLOTS, from_spine, states, structure, to_spine
-from experiments.network.training import load_table
+from experiments.network.moments import Candidate, no_candidate
+from experiments.network.spine import (
+    ARITY,
+    COLUMNS,
+    END,
+    SLOTS,
+    from_spine,
+    states,
+    structure,
+    to_spine,
+)
+from experiments.network.store import load_model
+from experiments.network.training import Corpus, Recipe, make_corpus
+from refinemath.corpus.build import build_table
+from refinemath.corpus.exclusions import training_exclusions
+from refinemath.corpus.signatures import signature_words
+from refinemath.examples import SkeletonTable, draw_constants, draw_skeletons, rename
+from refinemath.execution import additive_terms, evaluate_nodes
+from refinemath.fitting import Points, levenberg_marquardt, project
+from refinemath.weights import in_one_step
 
 GROUPS = ((2, 5), (6, 8), (9, 12), (13, 16), (17, 24))
 RECOVERED = 1e-6  # FVU in float32, after its numbers are fitted
+FIRST_FRESH = 7  # tokens: nearly all shorter skeletons are in the table of the run
 
 
-def load_model(path: Path) -> tuple[Any, Any, dict]:
-    """Graph, parameters and record of a checkpoint or of released weights."""
+def fresh_table(folder: Path, recipe: Recipe, known: SkeletonTable, per_length: int) -> Corpus:
+    """Skeletons of `FIRST_FRESH` and more tokens whose functions are not in the table of the run,
+    and the run's own shorter ones; made once and kept in `fresh.npz`.
+    """
+    path, begin = folder / "fresh.npz", np.asarray(known.start)
+    if not path.exists():
+        own = np.asarray(known.tokens)
+        words = signature_words(own[begin[FIRST_FRESH, 0] :].astype(np.int32))
+        excluded = training_exclusions(recipe.variables)[0]
+        both = np.concatenate([excluded, np.unique(words).view(np.int32).reshape(-1, 2)])
+        fresh = build_table(
+            per_length,
+            seed=recipe.seed + 1000,
+            variables=recipe.variables,
+            slots=SLOTS,
+            excluded=both,
+        )
+        first, start = int(begin[FIRST_FRESH, 0]), np.asarray(fresh.start)
+        cut = int(start[FIRST_FRESH, 0])
+        tokens = np.concatenate([own[:first], np.asarray(fresh.tokens)[cut:]])
+        start = np.concatenate([begin[:FIRST_FRESH], start[FIRST_FRESH:] - cut + first])
+        with in_one_step(path) as file:
+            np.savez(file, tokens=tokens, start=start)
     with np.load(path) as file:
-        meta = json.loads(str(file["meta"]))
-        graph, params = nnx.split(
-            nnx.eval_shape(lambda: Model(Config(**meta["config"]), rngs=nnx.Rngs(0)))
-        )
-        leaves, tree = jax.tree.flatten(params)
-        new = [jnp.asarray(file[f"arr_{i}"], jnp.float32) for i in range(len(leaves))]
-    if any(a.shape != b.shape for a, b in zip(leaves, new, strict=True)):
-        raise ValueError(f"{path} belongs to another model")
-    return graph, jax.tree.unflatten(tree, new), meta
+        table = SkeletonTable(jnp.asarray(file["tokens"]), jnp.asarray(file["start"]))
+    return make_corpus(folder, recipe)._replace(table=table)
 
 
-def problems(data: Path, variables: int, *, chain: bool = False, count: int = 1536) -> Examples:
-    """Fixed fresh problems: formulas of 7 tokens and more are in no training table; shorter ones
-    have fresh points."""
-    cache = data / f"problems{variables}{'-chain' if chain else ''}-spine.npz"
-    if not cache.exists():
-        fresh, probes = load_table(data / f"eval{variables}.npz")
-        known, _ = load_table(data / f"bank{variables}.npz")
-        rows = [
-            np.asarray(b.tokens)[int(b.start[n]) : int(b.start[n + 1])]
-            for n in range(2, SLOTS + 1)
-            for b in [known if n < 7 else fresh]
-        ]
-        start = np.cumsum([0, 0, 0, *map(len, rows)])
-        bank = Bank(jnp.asarray(np.concatenate(rows)), jnp.asarray(start, jnp.int32))
-        points = 64 if variables == 1 else 96
-        draw = jax.jit(
-            functools.partial(
-                draw_examples,
-                bank=bank,
-                batch=256,
-                points=points,
-                variables=variables,
-                weights=length_weights(bank),
-                probes=probes,
-                noisy=0.0,
-                state_share=float(chain),
-            )
+def problems(corpus: Corpus, columns: int, *, chain: bool = False, count: int = 1536) -> Examples:
+    """Fixed problems without noise, whole formulas, or with `chain` one state of each."""
+    draw = jax.jit(
+        functools.partial(
+            draw_examples,
+            table=corpus.table,
+            batch=min(256, count),
+            points=64 if columns == 1 else 96,
+            variables=columns,
+            weights=length_weights(corpus.table, columns),
+            exclusions=corpus.exclusions(columns),
+            noisy=0.0,
+            state_share=float(chain),
         )
-        parts = [draw(jax.random.key(1000 + i)) for i in range(count // 256)]
-        np.savez(cache, *(np.concatenate(a) for a in zip(*parts, strict=True)))
-    with np.load(cache) as file:
-        e = Examples(*(file[f"arr_{i}"] for i in range(len(Examples._fields))))
-    keep = e.weight > 0
-    return Examples(*(a[keep] for a in e))
+    )
+    parts = [draw(jax.random.key(1000 + i)) for i in range(-(-count // 256))]
+    e = Examples(*(np.concatenate(a) for a in zip(*parts, strict=True)))
+    return Examples(*(a[e.weight > 0] for a in e))
 
 
 def _chunks(e: Examples, size: int = 256) -> list[tuple[Examples, int]]:
@@ -142,8 +154,8 @@ def best_of(key: Array, tokens: Array, points: Points, fits: int = 8) -> tuple[A
     flat = tokens.reshape(-1, slots)
     values = draw_constants(key, flat)
     x, y, mask = times(count)
-    at, term = base.additive_terms(flat, 6)
-    basis = base.evaluate_nodes(flat, values, x)[at, jnp.arange(len(flat))[:, None]]
+    at, term = additive_terms(flat, 6)
+    basis = evaluate_nodes(flat, values, x)[at, jnp.arange(len(flat))[:, None]]
     fvu = project(basis, term, y, mask).fvu.reshape(batch, count)
     weights = jnp.asarray(np.random.default_rng(0).integers(1, 2**30, slots), jnp.int32)
     name = jnp.sum(flat * weights, axis=1, dtype=jnp.int32).reshape(batch, count)
@@ -225,18 +237,18 @@ def closed_loop(
 
 
 def blind_draws(
-    bank: Bank, e: Examples, *, rounds: int = 8, count: int = 64, seed: int = 0
+    table: SkeletonTable, e: Examples, *, rounds: int = 8, count: int = 64, seed: int = 0
 ) -> np.ndarray:
     """The same for draws from a table of formulas."""
-    weights = length_weights(bank, 16)
+    columns = e.x.shape[1]
+    weights = length_weights(table, columns, 16)
 
     @jax.jit
     def turn(key: Array, points: Points) -> Array:
         k = jax.random.split(key, 3)
-        length = jax.random.categorical(k[0], jnp.log(weights), shape=(len(points.y) * count,))
-        low, high = bank.start[length], bank.start[length + 1]
-        rows = low + (jax.random.uniform(k[1], low.shape) * (high - low)).astype(jnp.int32)
-        tokens = bank.tokens[rows].astype(jnp.int32).reshape(-1, count, SLOTS)
+        n = len(points.y) * count
+        order = jnp.argsort(jax.random.uniform(k[1], (n, columns)), axis=1).astype(jnp.int32)
+        tokens = rename(draw_skeletons(k[0], table, weights, n), order).reshape(-1, count, SLOTS)
         return best_of(k[2], tokens, points)[2]
 
     out = []
@@ -333,13 +345,13 @@ def report_nats(graph: Any, params: Any, e: Examples, head: str, depths: list[in
 
 
 def report_loop(
-    graph: Any, params: Any, e: Examples, head: str, modes: list[str], bank: Bank
+    graph: Any, params: Any, e: Examples, head: str, modes: list[str], table: SkeletonTable
 ) -> list[str]:
     """Recoveries after each round, for each way of running the loop."""
     length, lines = (e.target != END).sum(1), []
     for mode in modes:
         blind = mode == "blind"
-        fvu = blind_draws(bank, e) if blind else closed_loop(graph, params, e, mode)
+        fvu = blind_draws(table, e) if blind else closed_loop(graph, params, e, mode)
         found = fvu < RECOVERED
         groups = [(length >= a) & (length <= b) for a, b in GROUPS[:4]]
         by_length = " ".join(f"{found[-1][g].sum()}/{g.sum()}" for g in groups)
@@ -349,21 +361,29 @@ def report_loop(
     return lines
 
 
-def main() -> None:
-    """Print what is asked for and append it to RESULTS.md."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("weights", type=Path)
+def main(arguments: list[str] | None = None) -> None:
+    """Print what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("folder", type=Path)
     parser.add_argument("what", choices=("nats", "loop", "operations", "chain"))
-    parser.add_argument("--table", type=int, default=1)
+    parser.add_argument("--columns", type=int, default=1)
     parser.add_argument("--depths", default="1,2,4,8")
     parser.add_argument("--modes", default="loop,reset,hidden,oneshot,blind")
-    parser.add_argument("--count", type=int, default=256)
-    parser.add_argument("--data", type=Path, default=Path("/work/lab/data"))
-    args = parser.parse_args()
-    graph, params, meta = load_model(args.weights)
-    seen = meta["step"] * meta["recipe"]["batch"] // 1000
-    head = f"{args.weights.parent.name} {seen}k examples, x1..x{args.table}"
-    e = problems(args.data, args.table, chain=args.what == "chain")
+    parser.add_argument("--count", type=int, default=256, help="problems of loop and operations")
+    parser.add_argument("--problems", type=int, default=1536, help="problems in all")
+    parser.add_argument("--per-length", type=int, default=3000, help="of the fresh table")
+    args = parser.parse_args(arguments)
+    released = args.folder / "weights.npz"
+    path = released if released.exists() else args.folder / "checkpoint.npz"
+    graph, params, meta = load_model(path)
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["recipe"].items()}
+    recipe = Recipe(**fields)
+    known = make_corpus(args.folder, recipe).table
+    corpus = fresh_table(args.folder, recipe, known, args.per_length)
+    seen = meta["step"] * recipe.batch // 1000
+    head = f"{path.parent.name} {seen}k examples, x1..x{args.columns}"
+    e = problems(corpus, args.columns, chain=args.what == "chain", count=args.problems)
     length = (e.target != END).sum(1)
     few = Examples(*(a[np.flatnonzero(length <= 16)[: args.count]] for a in e))
     match args.what:
@@ -376,11 +396,9 @@ def main() -> None:
             hits = operation_hits(graph, params, few)
             lines = [f"{head}: next operation among the k most frequent of 1024 draws: {hits}"]
         case "loop":
-            bank = load_table(args.data / f"bank{args.table}.npz")[0]
-            lines = report_loop(graph, params, few, head, args.modes.split(","), bank)
-    print("\n".join(lines))
-    with Path("/work/lab/RESULTS.md").open("a") as file:
-        file.write("\n".join(lines) + "\n")
+            lines = report_loop(graph, params, few, head, args.modes.split(","), known)
+    if args.what != "loop":  # which prints as it goes
+        print("\n".join(lines))
 
 
 if __name__ == "__main__":

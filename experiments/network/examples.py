@@ -1,5 +1,9 @@
-"""Training problems, drawn on the device: a formula, its points, the states of its recursion, and
-candidates."""
+"""Training problems, drawn on the device: a formula, its points, and a state of its recursion.
+
+What is excluded from training is excluded three times: skeletons from the table, every drawn
+formula by its values, and every state (a remainder that is asked for by itself) by its values and
+by its signature.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +11,21 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
-from refinemath import execution, expression
-from refinemath.data import Bank, draw_constants, draw_points, probe_points, standardized_probe
 
-from experiments.network.spine import (
-    END,
-    SLOTS,
-    states,
-    to_spine,
-)
-
-TERMS = 4  # additive terms of a formula that get a coefficient of their own
+from experiments.network.spine import END, SLOTS, from_spine, states, to_spine
+from refinemath import examples as package
+from refinemath.corpus.signatures import signature
+from refinemath.examples import TERMS, Reject, SkeletonTable, draw_constants, draw_points, rename
+from refinemath.execution import additive_terms, centre, evaluate_nodes
+from refinemath.expression import OPERATOR_TOKEN, is_variable
 
 
 class Examples(NamedTuple):
     """A batch of states: what is left to find, and its points.  Points beyond `mask` are
-    padding."""
+    padding.
+    """
 
     target: Int[Array, "batch slots"]  # spine order, what is left to find
     x: Float[Array, "batch variables points"]
@@ -35,34 +35,116 @@ class Examples(NamedTuple):
     tokens: Int[Array, "batch slots"]  # the whole formula, tokens of the package in prefix order
     values: Float[Array, "batch slots"]  # its constants
     numbers: Float[Array, "batch slots"]  # the constants of the target, in spine order
-    start: Int[
-        Array, " batch"
-    ]  # the slot of the whole formula, in spine order, at which the target begins
+    start: Int[Array, " batch"]  # the slot of the whole, in spine order, at which the target begins
 
 
-def length_weights(bank: Bank, most: int = SLOTS) -> Float[Array, " slots1"]:
+class Exclusions(NamedTuple):
+    """What no example may be: `reject` by values, `words` by signature (first words, sorted)."""
+
+    reject: Reject
+    words: Int[Array, " excluded"]
+
+
+def length_weights(
+    table: SkeletonTable, variables: int, most: int = SLOTS
+) -> Float[Array, "slots1 variables"]:
     """How often each length is drawn: evenly from 3 to 12 tokens, less and less often beyond."""
-    wanted = [0.0, 0.0, 0.3] + [1.0] * 10 + [0.9**k for k in range(1, SLOTS - 11)]
-    row = np.array([w if n <= most else 0.0 for n, w in enumerate(wanted)], np.float32)
-    return jnp.where(jnp.diff(bank.start) > 0, row, 0.0)
+    wanted = {2: 0.3, **{n: 1.0 if n <= 12 else 0.9 ** (n - 12) for n in range(3, most + 1)}}
+    return package.length_weights(table, wanted, variables)
 
 
 def _spread(v: Array, mask: Array) -> Array:
     """Standard deviation over the masked points, along the last axis."""
     n = jnp.sum(mask, axis=-1, dtype=jnp.float32)
-    mean = jnp.sum(jnp.where(mask, v, 0.0), -1) / n
-    return jnp.sqrt(jnp.sum(jnp.where(mask, (v - mean[..., None]) ** 2, 0.0), -1) / n)
+    return jnp.sqrt(jnp.sum(centre(v, mask)[0] ** 2, -1) / n)
+
+
+class _Nodes(NamedTuple):
+    """Points at which a batch of formulas is defined, and what its parts are there."""
+
+    x: Float[Array, "batch variables points"]
+    nodes: Float[Array, "slots batch points"]
+    terms: Float[Array, "batch terms points"]
+    term: Array  # (batch, terms) bool: the term exists
+    slots_of: Int[Array, "batch terms"]
+    good: Array  # (batch,) bool
+
+
+def _defined_points(
+    key: Array, tokens: Array, values: Array, variables: int, points: int
+) -> _Nodes:
+    """Of two ranges, the second one positive, the first in which every term is finite."""
+    n, row = len(tokens), jnp.arange(len(tokens))
+    both = draw_points(key, 2 * n, variables, points).reshape(2, n, variables, points)
+    both = both.at[1].set(jnp.abs(both[1]))
+    nodes = evaluate_nodes(tokens, values, jnp.concatenate([*both], axis=-1))
+    slots_of, term = additive_terms(tokens, TERMS)
+    bases = nodes[slots_of, row[:, None]]
+    finite = jnp.isfinite(bases) & (jnp.abs(bases) < 1e5) | ~term[..., None]
+    first, second = (jnp.all(f, axis=(1, 2)) for f in jnp.split(finite, 2, axis=-1))
+    x = jnp.where(first[:, None, None], *both)
+    nodes = jnp.where(first[None, :, None], *jnp.split(nodes, 2, axis=-1))
+    good = first | second
+    counts = term[..., None] & good[:, None, None]
+    terms = jnp.where(counts, nodes[slots_of, row[:, None]], 0.0)
+    return _Nodes(x, nodes, terms, term, slots_of, good)
+
+
+class _State(NamedTuple):
+    """What is asked for: the whole formula, a tail of its sum, or a node of its last term."""
+
+    target: Int[Array, "batch slots"]  # spine order
+    numbers: Float[Array, "batch slots"]
+    start: Int[Array, " batch"]
+    left: Array  # (batch, terms) bool: the terms of a tail
+    inside: Array  # (batch,) bool: a node of a term
+    node: Int[Array, " batch"]  # its slot in prefix order
+
+
+def _draw_state(key: Array, tokens: Array, values: Array, share: float, found: _Nodes) -> _State:
+    """The whole, or with probability `share` any state of the recursion."""
+    n, slots = tokens.shape
+    k = jax.random.split(key)
+    whole, place = to_spine(tokens)
+    choice = jax.random.categorical(k[0], jnp.where(states(whole), 0.0, -jnp.inf), axis=-1)
+    start = jnp.where(jax.random.bernoulli(k[1], share, (n,)), choice, 0).astype(jnp.int32)
+    left = found.term & (jnp.take_along_axis(place, found.slots_of, axis=1) >= start[:, None])
+    numbers = jnp.zeros_like(values).at[jnp.arange(n)[:, None], place].set(values)
+    places = jnp.arange(slots)[None] + start[:, None]
+    beyond, places = places >= slots, jnp.minimum(places, slots - 1)
+    target = jnp.where(beyond, END, jnp.take_along_axis(whole, places, axis=1))
+    numbers = jnp.where(beyond, 0.0, jnp.take_along_axis(numbers, places, axis=1))
+    node = jnp.argmax(place == start[:, None], axis=1).astype(jnp.int32)
+    return _State(target, numbers, start, left, ~jnp.any(left, axis=1), node)
+
+
+def is_excluded(
+    exclusions: Exclusions, s: _State, coefficient: Float[Array, "batch terms"], variables: int
+) -> Array:
+    """Whether what a state asks for, with skeletons' variables, is an excluded function, (batch,).
+
+    A node of a term has no coefficients: below a `neg` it is one term (signs do not matter there).
+    """
+    tokens, values = from_spine(s.target, s.numbers)
+    known = jnp.isin(signature(tokens, variables=variables)[:, 0], exclusions.words)
+    inside = s.inside[:, None]
+    lone = jnp.pad(tokens, ((0, 0), (1, 0)), constant_values=OPERATOR_TOKEN["neg"])
+    tokens = jnp.where(inside, lone, jnp.pad(tokens, ((0, 0), (0, 1))))
+    values = jnp.where(inside, jnp.pad(values, ((0, 0), (1, 0))), jnp.pad(values, ((0, 0), (0, 1))))
+    order = jnp.argsort(~s.left, axis=1, stable=True)
+    own = jnp.where(inside, 1.0, jnp.take_along_axis(coefficient, order, axis=1))
+    return known | exclusions.reject(tokens, values, own)
 
 
 def draw_examples(
     key: Array,
-    bank: Bank,
+    table: SkeletonTable,
     batch: int,
     *,
     points: int = 64,
     variables: int = 1,
-    weights: Float[Array, " slots1"],
-    probes: Array | None = None,
+    weights: Float[Array, "slots1 variables"],
+    exclusions: Exclusions | None = None,
     state_share: float = 0.0,
     noisy: float = 0.3,
 ) -> Examples:
@@ -70,98 +152,68 @@ def draw_examples(
     recursion.
 
     More are drawn than needed and valid ones kept: finite everywhere, every term matters, not
-    nearly
-    constant, and not a held-out function by its values at `probes`.
+    nearly constant or linear, and neither the formula nor what is asked for is excluded.
     """
-    k = jax.random.split(key, 14)
-    n, slots = batch + batch // 2, bank.tokens.shape[1]
-    row = jnp.arange(n)
-    length = jax.random.categorical(k[0], jnp.log(weights), shape=(n,))
-    low, high = bank.start[length], bank.start[length + 1]
-    index = low + (jax.random.uniform(k[1], (n,)) * (high - low)).astype(jnp.int32)
-    tokens = bank.tokens[index].astype(jnp.int32)
-    values = draw_constants(k[2], tokens)
+    k = jax.random.split(key, 10)
+    n = batch + batch // 2
+    skeletons = package.draw_skeletons(k[0], table, weights, n)
+    values = draw_constants(k[1], skeletons)
+    columns = jnp.argsort(jax.random.uniform(k[2], (n, variables)), axis=1).astype(jnp.int32)
+    tokens = rename(skeletons, columns)
+    found = _defined_points(k[3], tokens, values, variables, points)
+    mask = jnp.arange(points)[None] < jax.random.randint(k[4], (n, 1), 16, points + 1)
 
-    # two ranges are tried, the second one positive; the held-out list's probe points ride along
-    x_all = draw_points(k[3], 2 * n, variables, points).reshape(2, n, variables, points)
-    x_all = x_all.at[1].set(jnp.abs(x_all[1]))
-    probe_x = jnp.broadcast_to(probe_points(variables), (n, variables, 24))
-    nodes = base.evaluate_nodes(tokens, values, jnp.concatenate([*x_all, probe_x], axis=-1))
-    slots_of, term = base.additive_terms(tokens, TERMS)
-    used = jax.random.randint(k[4], (n, 1), 16, points + 1)
-    mask = jnp.arange(points)[None] < used
-    bases = nodes[slots_of, row[:, None]]
-
-    def usable(v: Array) -> Array:
-        return jnp.all(jnp.isfinite(v) & (jnp.abs(v) < 1e5) | ~term[..., None], axis=(1, 2))
-
-    first = usable(bases[..., :points])
-    good = first | usable(bases[..., points : 2 * points])
-    x = jnp.where(first[:, None, None], x_all[0], x_all[1])
-    nodes_here = jnp.where(
-        first[None, :, None], nodes[..., :points], nodes[..., points : 2 * points]
-    )
-    terms = jnp.where(
-        term[..., None] & good[:, None, None], nodes_here[slots_of, row[:, None]], 0.0
-    )
-    deviation = _spread(terms, mask[:, None])
-    coefficient = _coefficients(k[5:9], deviation)
-    good &= jnp.all((jnp.abs(coefficient) * deviation > 1e-6) | ~term, axis=1)
-
-    # the state: the whole, a tail of its sum, or a node of its last term
-    target, place = to_spine(tokens)
-    starts = states(target)
-    choice = jax.random.categorical(k[9], jnp.where(starts, 0.0, -jnp.inf), axis=-1)
-    start = jnp.where(jax.random.bernoulli(k[10], state_share, (n,)), choice, 0).astype(jnp.int32)
-    term_place = jnp.take_along_axis(place, slots_of, axis=1)
-    left = term & (term_place >= start[:, None])
-    tail = jnp.sum(jnp.where(left, coefficient, 0.0)[..., None] * terms, axis=1)
-    node = nodes_here[jnp.argmax(place == start[:, None], axis=1), row]
-    inside = ~jnp.any(left, axis=1)
-    y = jnp.where(inside[:, None], node, tail)
-    size = _spread(y, mask)
+    deviation = _spread(found.terms, mask[:, None])
+    coefficient = _coefficients(k[5], deviation)
+    size = jnp.abs(coefficient) * deviation
+    good = found.good & jnp.all((size > 1e-6) | ~found.term, axis=1)
+    s = _draw_state(k[6], skeletons, values, state_share, found)
+    tail = jnp.sum(jnp.where(s.left, coefficient, 0.0)[..., None] * found.terms, axis=1)
+    y = jnp.where(s.inside[:, None], found.nodes[s.node, jnp.arange(n)], tail)
+    good &= jnp.all(jnp.isfinite(y) & (jnp.abs(y) < 1e6), axis=1)
+    spread = _spread(y, mask)
     largest = jnp.max(jnp.abs(jnp.where(mask, y, 0.0)), axis=1)
-    good &= (
-        jnp.all(jnp.isfinite(y) & (jnp.abs(y) < 1e6), axis=1)
-        & (size > 1e-3 * largest)
-        & (size > 1e-6)
-    )
-    good &= inside | jnp.all(
-        (jnp.abs(coefficient) * deviation > 3e-3 * size[:, None]) | ~left, axis=1
-    )
-    good &= _not_linear(x[:, 0], y, mask) | (variables > 1)
-    if probes is not None:
-        at_probes = jnp.sum(
-            jnp.where(term, coefficient, 0.0)[..., None] * bases[..., 2 * points :], axis=1
-        )
-        good &= ~jnp.any(jnp.abs(standardized_probe(at_probes) @ probes.T) > 1 - 1e-6, axis=1)
+    good &= (spread > 1e-3 * largest) & (spread > 1e-6)
+    good &= s.inside | jnp.all((size > 3e-3 * spread[:, None]) | ~s.left, axis=1)
+    good &= ~(_one_variable(s.target) & _nearly_linear(found.x, y, mask))
+    if exclusions is not None:
+        good &= ~exclusions.reject(skeletons, values, coefficient)
+        good &= ~is_excluded(exclusions, s, coefficient, variables)
 
-    u = jax.random.uniform(k[11], (3, n, 1))
-    scale = jnp.where(inside[:, None], jnp.exp(2.0 * u[0] - 1.0), 1.0)
-    offset = jnp.where(u[1] < 0.5, 0.0, jax.random.normal(k[12], (n, 1)) * 2 * size[:, None])
-    noise = jnp.where(u[2] < noisy, jnp.exp(jnp.log(1e-3) + u[2] / noisy * jnp.log(100.0)), 0.0)
-    y = scale * (y + offset + noise * size[:, None] * jax.random.normal(k[13], y.shape))
-    places = jnp.arange(slots)[None] + start[:, None]
-    numbers = jnp.zeros_like(values).at[row[:, None], place].set(values)
-    beyond, places = places >= slots, jnp.minimum(places, slots - 1)
-    target = jnp.where(beyond, END, jnp.take_along_axis(target, places, axis=1))
-    numbers = jnp.where(beyond, 0.0, jnp.take_along_axis(numbers, places, axis=1))
+    y = _observed(k[7], jnp.where(good[:, None], y, 0.0), spread, s.inside, noisy)
+    x = found.x
     if variables > 1:  # most columns that the formula does not use are absent
-        used_columns = jnp.any(tokens[..., None] == 1 + jnp.arange(variables), axis=1)
-        absent = ~used_columns & jax.random.bernoulli(k[8], 0.7, used_columns.shape)
+        unused = ~jnp.any(tokens[..., None] == 1 + jnp.arange(variables), axis=1)
+        absent = unused & jax.random.bernoulli(k[8], 0.7, unused.shape)
         x = jnp.where(absent[..., None], 0.0, x)
+    x = jnp.where(mask[:, None], x, 0.0)
+    y = jnp.where(mask & good[:, None], y, 0.0)
     keep = jnp.argsort(~good, stable=True)[:batch]
-    y, x = jnp.where(mask, y, 0.0), jnp.where(mask[:, None], x, 0.0)
-    y = jnp.where(good[:, None], y, 0.0)
-    everything = Examples(
-        target, x, y, mask, good.astype(jnp.float32), tokens, values, numbers, start
-    )
-    return Examples(*(a[keep] for a in everything))
+    weight = good.astype(jnp.float32)
+    target = rename(s.target, columns)
+    drawn = Examples(target, x, y, mask, weight, tokens, values, s.numbers, s.start)
+    return Examples(*(a[keep] for a in drawn))
 
 
-def _coefficients(k: Array, deviation: Float[Array, "batch terms"]) -> Float[Array, "batch terms"]:
+def _observed(key: Array, y: Array, size: Array, inside: Array, noisy: float) -> Array:
+    """y with an offset in half of the rows, noise of 0.1 to 10 % in a share `noisy`, and where it
+    is a node, a factor.
+    """
+    k = jax.random.split(key, 3)
+    u = jax.random.uniform(k[0], (3, len(y), 1))
+    scale = jnp.where(inside[:, None], jnp.exp(2.0 * u[0] - 1.0), 1.0)
+    size = size[:, None]
+    offset = jnp.where(u[1] < 0.5, 0.0, jax.random.normal(k[1], size.shape) * 2 * size)
+    level = 1e-3 * 100.0 ** (u[2] / max(noisy, 1e-9))
+    noise = jnp.where(u[2] < noisy, level, 0.0) * size * jax.random.normal(k[2], y.shape)
+    return scale * (y + offset + noise)
+
+
+def _coefficients(key: Array, deviation: Float[Array, "batch terms"]) -> Array:
     """Factors of the terms: ones and others in [0.2, 5], or such that all terms are of similar
-    size."""
+    size.
+    """
+    k = jax.random.split(key, 4)
     shape = deviation.shape
     sign = jnp.where(jax.random.bernoulli(k[0], 0.3, shape), -1.0, 1.0)
     u = jax.random.uniform(k[1], shape)
@@ -171,10 +223,15 @@ def _coefficients(k: Array, deviation: Float[Array, "batch terms"]) -> Float[Arr
     return sign * jnp.where(jax.random.bernoulli(k[3], 0.4, (shape[0], 1)), balanced, natural)
 
 
-def _not_linear(x: Array, y: Array, mask: Array) -> Array:
-    """False where a straight line explains all but a thousandth of the variance."""
-    n = jnp.sum(mask, -1, keepdims=True)
-    xc = jnp.where(mask, x - jnp.sum(jnp.where(mask, x, 0.0), -1, keepdims=True) / n, 0.0)
-    yc = jnp.where(mask, y - jnp.sum(jnp.where(mask, y, 0.0), -1, keepdims=True) / n, 0.0)
-    explained = jnp.sum(xc * yc, -1) ** 2 / jnp.maximum(jnp.sum(xc**2, -1), 1e-12)
-    return 1.0 - explained / jnp.maximum(jnp.sum(yc**2, -1), 1e-12) > 1e-3
+def _one_variable(tokens: Int[Array, "batch slots"]) -> Array:
+    """Whether only one variable occurs, (batch,) bool."""
+    highest = jnp.max(jnp.where(is_variable(tokens), tokens, 0), axis=1, keepdims=True)
+    return jnp.all(~is_variable(tokens) | (tokens == highest), axis=1)
+
+
+def _nearly_linear(x: Float[Array, "batch variables points"], y: Array, mask: Array) -> Array:
+    """True where a line in any column explains all but a thousandth of the variance of y."""
+    xc, yc = centre(x, mask[:, None])[0], centre(y, mask)[0]
+    both = jnp.sum(xc * yc[:, None], -1) ** 2 / jnp.maximum(jnp.sum(xc**2, -1), 1e-12)
+    explained = jnp.max(both, axis=1) / jnp.maximum(jnp.sum(yc**2, -1), 1e-12)
+    return 1.0 - explained <= 1e-3

@@ -19,12 +19,13 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
-from refinemath.newton_schulz import POLAR, orthogonalize
 
 from experiments.network import moments
 from experiments.network.layers import Block, KeyValue, Linear, Norm, Table, normalize, relu2
-from experiments.network.moments import Candidate, Points, is_variable
+from experiments.network.moments import Candidate, is_variable
 from experiments.network.spine import ARITY, COLUMNS, END, SLOTS, VOCABULARY, allowed, open_counts
+from refinemath.fitting import Points
+from refinemath.newton_schulz import POLAR, orthogonalize
 
 STABILISERS = ("polar", "rms")
 

@@ -16,15 +16,7 @@ from jax import Array
 from jaxtyping import Float
 
 from experiments.network.spine import COLUMNS, END
-
-
-class Points(NamedTuple):
-    """Scatter plots, padded.  An absent column is a column of zeros."""
-
-    x: Float[Array, "batch variables points"]
-    y: Float[Array, "batch points"]
-    mask: Array  # (batch, points) bool
-
+from refinemath.fitting import Points
 
 X_FUNCTIONS, Y_FUNCTIONS, RATIO_FUNCTIONS, STATISTICS, SCORES = 68, 28, 4, 12, 5
 # x, x^2, 1/x, log|x|, sqrt|x|, x^3, sin x, cos x, exp x, exp -x;

@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
-from refinemath import execution, expression
+
+from refinemath import expression
 
 SLOTS = 24
 COLUMNS = 10  # variables that the vocabulary can name
-OPERATORS = tuple(op.name for op in base.OPERATORS)
+OPERATORS = tuple(op.name for op in expression.OPERATORS)
 REVERSED = ("sub", "div", "pow")  # written with the second operand first where that one is shorter
 VOCABULARY = (
     "END",
@@ -32,14 +33,14 @@ END, NUMBER, FIRST_OPERATOR = 0, 1 + COLUMNS, 2 + COLUMNS
 TOKEN = {name: i for i, name in enumerate(VOCABULARY)}
 FIRST_REVERSED = TOKEN["rsub"]
 ARITY = np.array(
-    [0] * FIRST_OPERATOR + [op.arity for op in base.OPERATORS] + [2] * len(REVERSED), np.int32
+    [0] * FIRST_OPERATOR + [op.arity for op in expression.OPERATORS] + [2] * len(REVERSED), np.int32
 )
 _FROM_BASE = np.array(
-    [TOKEN.get(name, NUMBER) for name in base.VOCABULARY], np.int32
+    [TOKEN.get(name, NUMBER) for name in expression.VOCABULARY], np.int32
 )  # every number is one token
 _TO_BASE = np.array(
     [
-        base.VOCABULARY.index(name) if name in base.VOCABULARY else 0
+        expression.VOCABULARY.index(name) if name in expression.VOCABULARY else 0
         for name in (v[1:] if v[1:] in REVERSED else "1" if v == "c" else v for v in VOCABULARY)
     ],
     np.int32,

@@ -43,6 +43,7 @@ class Recipe:
     batch: int = 512  # problems a step, shared evenly by `columns`; each share a multiple of 8
     variables: int = 3  # of the table of skeletons, at most
     per_length: int = 90_000  # skeletons of each length in the table
+    chunk: int = 16_384  # skeletons drawn at a time to make it
     columns: tuple[int, ...] = (1, 3)  # of the problems of each share
     points: tuple[int, ...] = (64, 96)
     learning_rate: float = 2e-3
@@ -201,7 +202,8 @@ class Training:
 def make_corpus(folder: Path, recipe: Recipe) -> Corpus:
     """The table of a run and what is excluded from it, made once and kept in `table.npz`."""
     path = folder / "table.npz"
-    made_for = json.dumps([recipe.variables, recipe.per_length, recipe.seed, *recipe.columns])
+    of_recipe = (recipe.variables, recipe.per_length, recipe.chunk, recipe.seed, *recipe.columns)
+    made_for = json.dumps(of_recipe)
     if not path.exists():
         words, _ = training_exclusions(recipe.variables)
         table = build_table(
@@ -210,6 +212,7 @@ def make_corpus(folder: Path, recipe: Recipe) -> Corpus:
             variables=recipe.variables,
             slots=SLOTS,
             excluded=words,
+            chunk=recipe.chunk,
         )
         probes = {f"probes{v}": training_exclusions(v)[1] for v in recipe.columns}
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,259 @@
+"""The next network: spine order, a decoder that is a distribution, and a run that resumes bit for
+bit.
+"""
+
+import functools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiments.network import evaluate, store, training
+from experiments.network.candidates import draw_candidates
+from experiments.network.examples import draw_examples
+from experiments.network.model import Config, Decoder, Model
+from experiments.network.spine import END, SLOTS, from_spine, open_counts, states, to_spine
+from experiments.network.spine import TOKEN as SPINE
+from experiments.network.training import Corpus, Recipe, State, Training
+from refinemath.corpus.build import build_table
+from refinemath.corpus.exclusions import training_exclusions
+from refinemath.execution import evaluate as values_of
+from refinemath.expression import Formula, encode, is_constant
+from refinemath.fitting import Points
+from refinemath.text import parse
+
+CONFIG = Config(width=16, hidden=16, heads=2, latents=4, latent_dim=16, decoder_blocks=1)
+RECIPE = Recipe(
+    batch=16, variables=2, per_length=60, chunk=1024, columns=(2,), points=(24,), depths=(1, 4)
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("network")
+
+
+@pytest.fixture(scope="module")
+def corpus(folder: Path) -> Corpus:
+    """What a run makes for itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "build_table", functools.partial(build_table, patience=2))
+        return training.make_corpus(folder, RECIPE)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    graph, _ = nnx.split(nnx.eval_shape(lambda: Model(CONFIG, rngs=nnx.Rngs(0))))
+    return nnx.merge(graph, jax.jit(lambda: nnx.state(Model(CONFIG, rngs=nnx.Rngs(0))))())
+
+
+def spine_of(text: str) -> tuple[jax.Array, jax.Array]:
+    tokens, values = encode([parse(text)], SLOTS)
+    spelled, place = to_spine(jnp.asarray(tokens))
+    numbers = jnp.zeros((1, SLOTS)).at[0, place[0]].set(jnp.asarray(values[0], jnp.float32))
+    return spelled, numbers
+
+
+# ---------------------------------------------------------------- spine order
+
+
+def test_spine_order_and_back(corpus: Corpus) -> None:
+    tokens = jnp.asarray(corpus.table.tokens).astype(jnp.int32)
+    rng = np.random.default_rng(0)
+    tokens = tokens[rng.choice(len(tokens), 512)]
+    values = jnp.where(is_constant(tokens), jnp.asarray(rng.normal(size=tokens.shape)), 0.0)
+    spelled, place = to_spine(tokens)
+    numbers = jnp.zeros_like(values).at[jnp.arange(512)[:, None], place].set(values)
+    back, own = from_spine(spelled, numbers)
+    number = np.asarray(is_constant(tokens))
+    assert np.array_equal(np.where(number, 0, tokens), np.where(is_constant(back), 0, back))
+    assert np.array_equal(number, is_constant(back)) and np.array_equal(own, values)
+    assert jnp.any(spelled != to_spine(back)[0].at[:, 0].add(1))
+    assert np.array_equal(to_spine(back)[0], spelled)
+    # complete formulas whose remainders are formulas too
+    complete = (open_counts(spelled) == 0) == (spelled == END)
+    assert jnp.all(complete)
+    for row, begins in zip(np.asarray(spelled), np.asarray(states(spelled)), strict=True):
+        for start in np.flatnonzero(begins):
+            rest = jnp.asarray(np.append(row[start:], [END] * start))[None]
+            assert jnp.all((open_counts(rest) == 0) == (rest == END))
+
+
+def test_the_shorter_operand_comes_first() -> None:
+    spelled, numbers = spine_of("(x1 + sin(x2)) / x1")
+    names = [list(SPINE)[t] for t in np.asarray(spelled[0]) if t != END]
+    assert names == ["rdiv", "x1", "add", "x1", "sin", "x2"]
+    x = jnp.linspace(0.5, 2, 16).reshape(1, 2, 8)
+    expected = (x[0, 0] + jnp.sin(x[0, 1])) / x[0, 0]
+    np.testing.assert_allclose(values_of(*from_spine(spelled, numbers), x)[0], expected, rtol=1e-5)
+
+
+# ---------------------------------------------------------------- the decoder
+
+
+@pytest.fixture
+def three_slots(monkeypatch: pytest.MonkeyPatch) -> Decoder:
+    """A decoder of formulas of at most three tokens, so that all can be listed."""
+    monkeypatch.setattr("experiments.network.model.SLOTS", 3)
+    return Decoder(CONFIG, rngs=nnx.Rngs(3))
+
+
+def test_the_decoder_is_a_distribution_and_samples_it(three_slots: Decoder) -> None:
+    z = jax.random.normal(jax.random.key(0), (1, CONFIG.latents, CONFIG.latent_dim)) / 4
+    columns = jax.random.normal(jax.random.key(1), (1, 1, CONFIG.width))
+    count = len(SPINE)
+    every = jnp.stack(jnp.meshgrid(*[jnp.arange(count)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    whole = jnp.all((open_counts(every) == 0) == (every == END), axis=1)
+    ends = 1 + jnp.sum(jnp.asarray(training_arity())[every] - (every != END), axis=1) <= 0
+    every = every[whole & ends]
+    batch = len(every)
+    log_p = three_slots.log_prob(
+        every,
+        jnp.broadcast_to(z, (batch, *z.shape[1:])),
+        jnp.broadcast_to(columns, (batch, *columns.shape[1:])),
+    ).sum(1)
+    p = np.exp(np.asarray(log_p, np.float64))
+    assert p.sum() == pytest.approx(1, abs=1e-4)
+    drawn, own = three_slots.sample(jax.random.key(2), z, columns, 4000)
+    place = {tuple(row): i for i, row in enumerate(np.asarray(every).tolist())}
+    found = np.array([place[tuple(row)] for row in np.asarray(drawn[0]).tolist()])
+    np.testing.assert_allclose(own[0], log_p[found], atol=1e-4)
+    share = np.bincount(found, minlength=batch) / 4000
+    top = np.argsort(-p)[:5]
+    np.testing.assert_allclose(share[top], p[top], atol=5 * np.sqrt(p[top].max() / 4000))
+
+
+def training_arity() -> np.ndarray:
+    from experiments.network.spine import ARITY
+
+    return ARITY
+
+
+def test_a_token_does_not_look_ahead(model: Model) -> None:
+    """By gradients: log p of token i depends on the embeddings of tokens before i alone."""
+    tokens, _ = spine_of("x1 * sin(x1 + exp(x1))")
+    z = model.refiner.start(1)
+    columns = jnp.ones((1, 1, CONFIG.width))
+    embed = model.decoder.embed
+
+    def log_p(shift: jax.Array) -> jax.Array:
+        model.decoder.embed = lambda *a: embed(*a) + shift  # type: ignore[method-assign]
+        return model.decoder.log_prob(tokens, z, columns)[0]
+
+    try:
+        seen = jax.jacobian(log_p)(jnp.zeros((1, SLOTS, CONFIG.width)))[:, 0]
+    finally:
+        del model.decoder.embed
+    looks = np.abs(np.asarray(seen)).max(-1)  # (token, row): row j holds the token before j
+    n = int(jnp.sum(tokens != END))
+    assert np.all(np.triu(looks, 1) == 0) and np.all(looks[n - 1, :n] > 0)
+
+
+# ---------------------------------------------------------------- the encoder
+
+
+def test_the_order_of_the_points_and_the_size_of_y_do_not_matter(model: Model) -> None:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.uniform(0.5, 2, (1, 2, 24)), jnp.float32)
+    y = x[:, 0] * jnp.sin(x[:, 1])
+    mask = jnp.arange(24)[None] < 20
+    order = rng.permutation(24)
+
+    @jax.jit
+    def look(points: Points) -> tuple[jax.Array, jax.Array]:
+        items = model.encoder(points)
+        return model.latents(items, 3), items.columns
+
+    z, columns = look(Points(x, y, mask))
+    other, _ = look(Points(x[..., order], y[:, order], mask[:, order]))
+    np.testing.assert_allclose(other, z, atol=1e-3)
+    np.testing.assert_allclose(z @ z.swapaxes(1, 2), np.eye(CONFIG.latents)[None], atol=0.05)
+    swapped_z, swapped = look(Points(x[:, ::-1], y, mask))
+    np.testing.assert_allclose(swapped[:, ::-1], columns, atol=1e-3)
+    np.testing.assert_allclose(swapped_z, z, atol=1e-3)
+    elsewhere, _ = look(Points(x, x[:, 1] ** 2, mask))
+    assert float(jnp.abs(elsewhere - z).max()) > 5e-3
+
+
+# ---------------------------------------------------------------- problems
+
+
+def test_states_are_what_their_points_show(corpus: Corpus) -> None:
+    draw = functools.partial(training.draw_examples, variables=2, points=24, noisy=0.0)
+    assert draw.func is draw_examples
+    weights = training.length_weights(corpus.table, 2)
+    e = jax.jit(
+        functools.partial(
+            draw,
+            table=corpus.table,
+            batch=64,
+            weights=weights,
+            exclusions=corpus.exclusions(2),
+            state_share=0.6,
+        )
+    )(jax.random.key(0))
+    assert float(e.weight.mean()) > 0.8 and jnp.any(e.start > 0)
+    shown = draw_candidates(jax.random.key(1), e)
+    assert 16 < int(shown.known.sum()) <= 32
+    truth = e._replace(target=e.target)
+    from experiments.network.candidates import execute
+
+    _, fvu = execute(truth.target, truth.numbers, Points(e.x, e.y, e.mask))
+    assert np.mean(np.asarray(fvu)[np.asarray(e.weight) > 0] < 1e-4) > 0.95
+
+
+def test_a_state_may_not_be_an_excluded_function(corpus: Corpus) -> None:
+    """x1 x2 as a remainder is as much a formula of Feynman as x1 x2 itself."""
+    from experiments.network.examples import _State, is_excluded
+
+    bad, good = (spine_of(text) for text in ("x1 * x2", "x1 * sin(x1 + exp(x2))"))
+    tokens, numbers = (jnp.concatenate(a) for a in zip(bad, good, strict=True))
+    for inside in (True, False):
+        left = jnp.zeros((2, 4), bool).at[:, 0].set(not inside)
+        none = jnp.zeros(2, jnp.int32)
+        s = _State(tokens, numbers, none, left, jnp.full(2, inside), none)
+        answer = is_excluded(corpus.exclusions(2), s, jnp.full((2, 4), 1.7), 2)
+        assert answer.tolist() == [True, False]
+    assert len(corpus.words) == len(np.unique(training_exclusions(2)[0][:, 0]))
+
+
+# ---------------------------------------------------------------- training
+
+
+def same(a: State, b: State) -> bool:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.asarray(u).tobytes() == np.asarray(v).tobytes() for u, v in pairs)
+
+
+def test_a_run_resumes_bit_for_bit(corpus: Corpus, folder: Path) -> None:
+    trained = Training(CONFIG, RECIPE, corpus)
+    state = trained.init()
+    first = np.asarray(jax.tree.leaves(state.params)[0]).copy()
+    for step in range(4):
+        rate = RECIPE.learning_rate * (step + 1) / RECIPE.warmup
+        state, metrics = trained.step(state, jnp.float32(rate))
+    assert np.isfinite(float(metrics["loss"][0]))
+    assert np.any(first != np.asarray(jax.tree.leaves(state.params)[0]))
+    training.run(folder, CONFIG, RECIPE, steps=2)
+    assert same(training.run(folder, CONFIG, RECIPE, steps=2), state)
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 4]
+    with pytest.raises(ValueError, match="another run"):
+        training.run(folder, CONFIG, replace(RECIPE, depths=(1,)), steps=2)
+    graph, params, meta = store.load_model(folder / "checkpoint.npz")
+    assert meta["step"] == 4 and same(params, state.params)
+    assert isinstance(nnx.merge(graph, params), Model)
+
+
+def test_a_checkpoint_of_the_full_size_can_travel() -> None:
+    _, state = store.blank_state(Config())
+    size = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state))
+    assert size < 0.99 * store.MOST_BYTES
+
+
+__all__ = ["Formula", "evaluate"]

@@ -90,7 +90,7 @@ def _defined_points(
     return _Nodes(x, nodes, terms, term, slots_of, good)
 
 
-class _State(NamedTuple):
+class Asked(NamedTuple):
     """What is asked for: the whole formula, a tail of its sum, or a node of its last term."""
 
     target: Int[Array, "batch slots"]  # spine order
@@ -101,7 +101,7 @@ class _State(NamedTuple):
     node: Int[Array, " batch"]  # its slot in prefix order
 
 
-def _draw_state(key: Array, tokens: Array, values: Array, share: float, found: _Nodes) -> _State:
+def _draw_state(key: Array, tokens: Array, values: Array, share: float, found: _Nodes) -> Asked:
     """The whole, or with probability `share` any state of the recursion."""
     n, slots = tokens.shape
     k = jax.random.split(key)
@@ -115,11 +115,11 @@ def _draw_state(key: Array, tokens: Array, values: Array, share: float, found: _
     target = jnp.where(beyond, END, jnp.take_along_axis(whole, places, axis=1))
     numbers = jnp.where(beyond, 0.0, jnp.take_along_axis(numbers, places, axis=1))
     node = jnp.argmax(place == start[:, None], axis=1).astype(jnp.int32)
-    return _State(target, numbers, start, left, ~jnp.any(left, axis=1), node)
+    return Asked(target, numbers, start, left, ~jnp.any(left, axis=1), node)
 
 
 def is_excluded(
-    exclusions: Exclusions, s: _State, coefficient: Float[Array, "batch terms"], variables: int
+    exclusions: Exclusions, s: Asked, coefficient: Float[Array, "batch terms"], variables: int
 ) -> Array:
     """Whether what a state asks for, with skeletons' variables, is an excluded function, (batch,).
 

@@ -14,12 +14,13 @@ import pytest
 from flax import nnx
 
 from experiments.network import store, training
-from experiments.network.candidates import draw_candidates, execute
-from experiments.network.examples import Asked, draw_examples, is_excluded, length_weights
+from experiments.network.candidates import execute
+from experiments.network.examples import Asked, Examples, draw_examples, is_excluded, length_weights
 from experiments.network.model import Config, Decoder, Model
 from experiments.network.spine import ARITY, END, SLOTS, from_spine, open_counts, states, to_spine
 from experiments.network.spine import TOKEN as SPINE
-from experiments.network.training import Corpus, Recipe, State, Training
+from experiments.network.store import State
+from experiments.network.training import Corpus, Recipe, Training
 from refinemath.corpus.build import build_table
 from refinemath.corpus.exclusions import training_exclusions
 from refinemath.execution import evaluate as values_of
@@ -128,21 +129,20 @@ def test_the_decoder_is_a_distribution_and_samples_it(three_slots: Decoder) -> N
     np.testing.assert_allclose(share[top], p[top], atol=5 * np.sqrt(p[top].max() / 4000))
 
 
-def test_a_token_does_not_look_ahead(model: Model) -> None:
+def test_a_token_does_not_look_ahead(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """By gradients: log p of token i depends on the embeddings of tokens before i alone."""
     tokens, _ = spine_of("x1 * sin(x1 + exp(x1))")
     z = model.refiner.start(1)
     columns = jnp.ones((1, 1, CONFIG.width))
-    embed = model.decoder.embed
+    embed = Decoder.embed
 
-    def log_p(shift: jax.Array) -> jax.Array:
-        model.decoder.embed = lambda *a: embed(*a) + shift  # type: ignore[method-assign]
+    @jax.jit
+    @jax.jacobian
+    def slopes(shift: jax.Array) -> jax.Array:
+        monkeypatch.setattr(Decoder, "embed", lambda *a: embed(*a) + shift)
         return model.decoder.log_prob(tokens, z, columns)[0]
 
-    try:
-        seen = jax.jacobian(log_p)(jnp.zeros((1, SLOTS, CONFIG.width)))[:, 0]
-    finally:
-        del model.decoder.embed
+    seen = slopes(jnp.zeros((1, SLOTS, CONFIG.width)))[:, 0]
     looks = np.abs(np.asarray(seen)).max(-1)  # (token, row): row j holds the token before j
     n = int(jnp.sum(tokens != END))
     assert np.all(np.triu(looks, 1) == 0) and np.all(looks[n - 1, :n] > 0)
@@ -189,24 +189,31 @@ def test_states_are_what_their_points_show(corpus: Corpus) -> None:
         state_share=0.6,
         noisy=0.0,
     )
-    e = jax.jit(draw)(jax.random.key(0))
-    assert float(e.weight.mean()) > 0.8 and jnp.any(e.start > 0)
-    shown = draw_candidates(jax.random.key(1), e)
-    assert 16 < int(shown.known.sum()) <= 32
-    _, fvu = execute(e.target, e.numbers, Points(e.x, e.y, e.mask))
+
+    @jax.jit
+    def drawn(key: jax.Array) -> tuple[Examples, jax.Array]:
+        e = draw(key)
+        return e, execute(e.target, e.numbers, Points(e.x, e.y, e.mask))[1]
+
+    e, fvu = drawn(jax.random.key(0))
+    assert float(e.weight.mean()) > 0.8 and np.any(np.asarray(e.start) > 0)
     assert np.mean(np.asarray(fvu)[np.asarray(e.weight) > 0] < 1e-4) > 0.95
 
 
 def test_a_state_may_not_be_an_excluded_function(corpus: Corpus) -> None:
     """x1 x2 as a remainder is as much a formula of Feynman as x1 x2 itself."""
     bad, good = (spine_of(text) for text in ("x1 * x2", "x1 * sin(x1 + exp(x2))"))
-    tokens, numbers = (jnp.concatenate(a) for a in zip(bad, good, strict=True))
-    for inside in (True, False):
-        left = jnp.zeros((2, 4), bool).at[:, 0].set(not inside)
-        none = jnp.zeros(2, jnp.int32)
-        s = Asked(tokens, numbers, none, left, jnp.full(2, inside), none)
-        answer = is_excluded(corpus.exclusions(2), s, jnp.full((2, 4), 1.7), 2)
-        assert answer.tolist() == [True, False]
+    tokens, numbers = (jnp.concatenate(2 * a) for a in zip(bad, good, strict=True))
+    inside, none = jnp.array([True, True, False, False]), jnp.zeros(4, jnp.int32)
+    left = jnp.zeros((4, 4), bool).at[:, 0].set(~inside)
+    s = Asked(tokens, numbers, none, left, inside, none)
+    exclusions = corpus.exclusions(2)
+    # the second time by values alone
+    for known in (exclusions, exclusions._replace(words=exclusions.words[:1])):
+        answer = jax.jit(functools.partial(is_excluded, known, variables=2))(
+            s, jnp.full((4, 4), 1.7)
+        )
+        assert answer.tolist() == [True, False, True, False]
     assert len(corpus.words) == len(np.unique(training_exclusions(2)[0][:, 0]))
 
 
@@ -227,12 +234,12 @@ def test_a_run_resumes_bit_for_bit(corpus: Corpus, folder: Path) -> None:
         state, metrics = trained.step(state, jnp.float32(rate))
     assert np.isfinite(float(metrics["loss"][0]))
     assert np.any(first != np.asarray(jax.tree.leaves(state.params)[0]))
-    training.run(folder, CONFIG, RECIPE, steps=2)
-    assert same(training.run(folder, CONFIG, RECIPE, steps=2), state)
+    training.run(folder, CONFIG, RECIPE, steps=2, training=trained)
+    assert same(training.run(folder, CONFIG, RECIPE, steps=2, training=trained), state)
     lines = (folder / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [2, 4]
     with pytest.raises(ValueError, match="another run"):
-        training.run(folder, CONFIG, replace(RECIPE, depths=(1,)), steps=2)
+        training.run(folder, CONFIG, replace(RECIPE, depths=(1,)), steps=2, training=trained)
     graph, params, meta = store.load_model(folder / "checkpoint.npz")
     assert meta["step"] == 4 and same(params, state.params)
     assert isinstance(nnx.merge(graph, params), Model)

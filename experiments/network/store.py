@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import Array
 
 from experiments.network.model import Config, Model
 from experiments.network.optimizer import make_optimizer
 from refinemath import weights
 
 MOST_BYTES = 16 * 2**20  # of a checkpoint, so that it can travel
+
+
+class State(NamedTuple):
+    """Everything that a resumed run needs."""
+
+    params: Any
+    optimizer: Any
+    step: Array
 
 
 def _bits(a: Any) -> Any:
@@ -40,11 +49,11 @@ def load(path: Path, like: Any) -> tuple[Any, dict[str, Any]]:
     return jax.tree.map(restored, like, stored), meta
 
 
-def blank_state(config: Config) -> tuple[Any, Any]:
-    """The graph of a model and the shapes of (parameters, optimizer, step)."""
+def blank_state(config: Config) -> tuple[Any, State]:
+    """The graph of a model and the shapes of a state."""
     graph, params = nnx.split(nnx.eval_shape(lambda: Model(config, rngs=nnx.Rngs(0))))
     optimizer = jax.eval_shape(make_optimizer(params).init, params)
-    return graph, (params, optimizer, jax.ShapeDtypeStruct((), np.int32))
+    return graph, State(params, optimizer, jax.ShapeDtypeStruct((), np.int32))
 
 
 def load_model(path: Path) -> tuple[Any, Any, dict[str, Any]]:
@@ -52,8 +61,8 @@ def load_model(path: Path) -> tuple[Any, Any, dict[str, Any]]:
     meta = weights.read_meta(path)
     graph, state = blank_state(Config(**meta["config"]))
     if meta["kind"] == "checkpoint":
-        return graph, load(path, state)[0][0], meta
-    return graph, load(path, state[0])[0], meta
+        return graph, load(path, state)[0].params, meta
+    return graph, load(path, state.params)[0], meta
 
 
 def settings(path: Path) -> dict[str, Any]:

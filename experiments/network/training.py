@@ -28,7 +28,7 @@ from experiments.network.examples import Examples, Exclusions, draw_examples, le
 from experiments.network.model import Config, Items, Model
 from experiments.network.optimizer import make_optimizer
 from experiments.network.spine import END, SLOTS
-from experiments.network.store import load, save, settings
+from experiments.network.store import State, load, save, settings
 from refinemath.corpus.build import build_table
 from refinemath.corpus.exclusions import excludes, training_exclusions
 from refinemath.examples import SkeletonTable
@@ -58,14 +58,6 @@ class Recipe:
             raise ValueError(f"{self.columns} columns, {self.points} points: one number for each")
         if self.batch % (8 * len(self.columns)):
             raise ValueError(f"a batch of {self.batch} has no {len(self.columns)} shares of 8 k")
-
-
-class State(NamedTuple):
-    """Everything that a resumed run needs."""
-
-    params: Any
-    optimizer: Any
-    step: Array
 
 
 class Corpus(NamedTuple):
@@ -235,14 +227,15 @@ def run(
     minutes: float = float("inf"),
     steps: float = float("inf"),
     cooldown: int = 0,
+    training: Training | None = None,
 ) -> State:
     """Go on from `checkpoint.npz` if there is one, for so many minutes or steps; a checkpoint every
     five minutes, a line of `log.jsonl` every 50 steps.
 
     With `cooldown` the checkpoint is only read, the rate falls to 0 over so many steps, and
-    `weights.npz` is written.
+    `weights.npz` is written.  `training`: where it is compiled already.
     """
-    training = Training(config, recipe, make_corpus(folder, recipe))
+    training = training or Training(config, recipe, make_corpus(folder, recipe))
     state, path = training.init(), folder / "checkpoint.npz"
     meta = {"config": asdict(config), "recipe": asdict(recipe), "kind": "checkpoint"}
     if path.exists():

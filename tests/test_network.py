@@ -4,6 +4,7 @@ bit.
 
 import functools
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +22,8 @@ from experiments.network.spine import ARITY, END, SLOTS, from_spine, open_counts
 from experiments.network.spine import TOKEN as SPINE
 from experiments.network.store import State
 from experiments.network.training import Corpus, Recipe, Training
+from refinemath.corpus import exclusions
 from refinemath.corpus.build import build_table
-from refinemath.corpus.exclusions import training_exclusions
 from refinemath.execution import evaluate as values_of
 from refinemath.expression import encode, is_constant
 from refinemath.fitting import Points
@@ -34,6 +35,15 @@ RECIPE = Recipe(
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_in_haste() -> Iterator[None]:
+    """Compiling costs more than running here."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("network")
@@ -41,10 +51,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def corpus(folder: Path) -> Corpus:
-    """What a run makes for itself."""
+    """What a run makes for itself, but with every 40th excluded formula alone."""
+    few = [row for i, row in enumerate(exclusions.read_excluded()) if i % 40 == 0]
+    few.append(("test", parse("x1 * x2")))
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exclusions, "read_excluded", lambda: few)
+        uncached = exclusions.training_exclusions.__wrapped__
+        patch.setattr(training, "training_exclusions", functools.cache(uncached))
         patch.setattr(training, "build_table", functools.partial(build_table, patience=2))
-        return training.make_corpus(folder, RECIPE)
+        corpus = training.make_corpus(folder, RECIPE)
+        words, probes = training.training_exclusions(RECIPE.variables)
+    assert np.array_equal(corpus.words, np.unique(words[:, 0])) and len(words) > 40
+    assert np.array_equal(corpus.probes[2], probes)
+    return corpus
 
 
 @pytest.fixture(scope="module")
@@ -207,14 +226,13 @@ def test_a_state_may_not_be_an_excluded_function(corpus: Corpus) -> None:
     inside, none = jnp.array([True, True, False, False]), jnp.zeros(4, jnp.int32)
     left = jnp.zeros((4, 4), bool).at[:, 0].set(~inside)
     s = Asked(tokens, numbers, none, left, inside, none)
-    exclusions = corpus.exclusions(2)
+    every = corpus.exclusions(2)
     # the second time by values alone
-    for known in (exclusions, exclusions._replace(words=exclusions.words[:1])):
+    for known in (every, every._replace(words=every.words[:1])):
         answer = jax.jit(functools.partial(is_excluded, known, variables=2))(
             s, jnp.full((4, 4), 1.7)
         )
         assert answer.tolist() == [True, False, True, False]
-    assert len(corpus.words) == len(np.unique(training_exclusions(2)[0][:, 0]))
 
 
 # ---------------------------------------------------------------- training

@@ -85,20 +85,20 @@ def test_spine_order_and_back(corpus: Corpus) -> None:
     rng = np.random.default_rng(0)
     tokens = tokens[rng.choice(len(tokens), 512)]
     values = jnp.where(is_constant(tokens), jnp.asarray(rng.normal(size=tokens.shape)), 0.0)
-    spelled, place = to_spine(tokens)
+    spelled, place = jax.jit(to_spine)(tokens)
     numbers = jnp.zeros_like(values).at[jnp.arange(512)[:, None], place].set(values)
-    back, own = from_spine(spelled, numbers)
+    back, own = jax.jit(from_spine)(spelled, numbers)
     number = np.asarray(is_constant(tokens))
     assert np.array_equal(np.where(number, 0, tokens), np.where(is_constant(back), 0, back))
     assert np.array_equal(number, is_constant(back)) and np.array_equal(own, values)
-    assert np.array_equal(to_spine(back)[0], spelled)
+    assert np.array_equal(jax.jit(to_spine)(back)[0], spelled)
     # complete formulas whose remainders are formulas too
     padded = jnp.pad(spelled, ((0, 0), (0, SLOTS)))
     rests = jnp.stack([padded[:, i : i + SLOTS] for i in range(SLOTS)], axis=1)
     whole = jnp.all(
         (open_counts(rests.reshape(-1, SLOTS)) == 0).reshape(rests.shape) == (rests == END), axis=2
     )
-    begins = states(spelled)
+    begins = jax.jit(states)(spelled)
     assert jnp.all(whole | ~begins) and float(begins.sum(1).mean()) > 2
 
 
@@ -130,14 +130,14 @@ def test_the_decoder_is_a_distribution_and_samples_it(three_slots: Decoder) -> N
     ends = 1 + jnp.sum(jnp.asarray(ARITY)[every] - (every != END), axis=1) <= 0
     every = every[whole & ends]
     batch = len(every)
-    log_p = three_slots.log_prob(
+    log_p = jax.jit(three_slots.log_prob)(
         every,
         jnp.broadcast_to(z, (batch, *z.shape[1:])),
         jnp.broadcast_to(columns, (batch, *columns.shape[1:])),
     ).sum(1)
     p = np.exp(np.asarray(log_p, np.float64))
     assert p.sum() == pytest.approx(1, abs=1e-4)
-    drawn, own = three_slots.sample(jax.random.key(2), z, columns, 4000)
+    drawn, own = jax.jit(three_slots.sample, static_argnums=3)(jax.random.key(2), z, columns, 4000)
     place = {tuple(row): i for i, row in enumerate(np.asarray(every).tolist())}
     found = np.array([place[tuple(row)] for row in np.asarray(drawn[0]).tolist()])
     np.testing.assert_allclose(own[0], log_p[found], atol=1e-4)

@@ -27,16 +27,17 @@ What the lab measured, one variable, nats for the whole formula (less is better)
     this form, another problem's points            84k     20.98       17.80
     this form, by chain of next operations         84k     15.45 +- 0.43
 
-The points were worth 1.4 nats to `direct` and 1.1 to this form.  In the closed loop an earlier
-checkpoint (139k examples) recovered 25 of 64 problems when shown its best candidate, 21 without, 18
-in one shot, and blind draws 17.
+Against the blind one, the points were worth 1.4 nats to `direct` and 1.1 to this form.  In the
+closed loop another checkpoint (139k examples, one and three columns, half with candidates)
+recovered 25 of 64 problems when shown its best candidate, 21 without, 18 in one shot, and blind
+draws 17.
 
 How far this goes: one seed, one small training on a fraction of a core, no second run.  The
 problems of a table share a standard error of 0.25 nats (0.1 for differences).  The chain is an
 upper view: every operation is asked from the true points of its own state, which a search does not
 have, and numbers and offsets are free.  The loop's differences, of 64 problems, are hints.  Four
-refiner steps were no better than one (19.52 and 19.40 nats, of a run of both tables after 76k
-examples).  The lab's tables lacked today's exclusions, so its weights are not released and its
-numbers are not comparable with those of a new run.
+refiner steps were no better than one (19.52 and 19.40 nats, of a checkpoint after 76k examples).
+The lab's tables lacked today's exclusions, so its weights are not released and its numbers are not
+comparable with those of a new run.
 Record: `results/network_trials.json`.
 """

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from refinemath import weights
-from refinemath.answer.solution import refine_constants
+from refinemath.answer.solution import fraction_unexplained, refine_constants
 from refinemath.expression import Formula, FormulaError, split_terms
 from refinemath.problem import prepare, read_table
 from refinemath.proposers.registry import DEFAULT
@@ -163,8 +163,7 @@ def unexplained(truth: Formula, found: Formula, x: np.ndarray) -> float:
     guess = found.evaluate(x)[good]
     if not np.all(np.abs(guess) < 1e150):  # not finite, or too large to be squared
         return float("inf")
-    variance = float(np.mean((y[good] - np.mean(y[good])) ** 2))
-    return float(np.mean((y[good] - guess) ** 2)) / max(variance, 1e-300)
+    return fraction_unexplained(y[good] - guess, y[good])
 
 
 def strict_fvu(problem: Problem, found: Formula, seed: int = 1) -> tuple[float, float]:

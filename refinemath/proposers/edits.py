@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +34,6 @@ class Edits:
 
     count: int = 1024
     refine: int = 40
-
-    samples: ClassVar[bool] = False
 
     def init(self, context: Context, key: Array) -> tuple[()]:
         """Nothing to remember."""

@@ -11,13 +11,22 @@ from jaxtyping import Float, Int
 
 from experiments.network.examples import Examples
 from experiments.network.moments import Candidate
-from experiments.network.spine import ARITY, COLUMNS, END, NUMBER, VOCABULARY, from_spine, structure
+from experiments.network.spine import (
+    ARITY,
+    COLUMNS,
+    END,
+    NUMBER,
+    VOCABULARY,
+    WRITTEN,
+    from_spine,
+    structure,
+)
 from refinemath import fitting
 from refinemath.fitting import Points
 
 _NOT_DRAWN = ("END", *(f"x{k + 1}" for k in range(COLUMNS)))
 _OPERATORS = [
-    np.array([i for i, v in enumerate(VOCABULARY) if ARITY[i] == a and v not in _NOT_DRAWN])
+    np.flatnonzero((ARITY == a) & WRITTEN & ~np.isin(VOCABULARY, _NOT_DRAWN))
     for a in range(3)
 ]
 

@@ -20,7 +20,13 @@ from refinemath import expression
 
 SLOTS = 24
 COLUMNS = 10  # variables that the vocabulary can name
-OPERATORS = tuple(op.name for op in expression.OPERATORS)
+# in the order of their tokens; of those that the package does not have yet, none is written
+OPERATORS = (
+    *("add", "sub", "mul", "div", "pow", "neg", "inv", "square", "cube", "pow4", "pow5", "sqrt"),
+    *("exp", "log", "sin", "cos", "tanh", "asin", "acos", "atan", "abs", "floor", "min", "max"),
+)
+_ARITY = {op.name: op.arity for op in expression.OPERATORS}
+_KNOWN = (*_ARITY, *(f"r{name}" for name in ("sub", "div", "pow")))
 REVERSED = ("sub", "div", "pow")  # written with the second operand first where that one is shorter
 VOCABULARY = (
     "END",
@@ -33,8 +39,10 @@ END, NUMBER, FIRST_OPERATOR = 0, 1 + COLUMNS, 2 + COLUMNS
 TOKEN = {name: i for i, name in enumerate(VOCABULARY)}
 FIRST_REVERSED = TOKEN["rsub"]
 ARITY = np.array(
-    [0] * FIRST_OPERATOR + [op.arity for op in expression.OPERATORS] + [2] * len(REVERSED), np.int32
+    [0] * FIRST_OPERATOR + [_ARITY.get(name, 1) for name in OPERATORS] + [2] * len(REVERSED),
+    np.int32,
 )
+WRITTEN = np.array([i < FIRST_OPERATOR or name in _KNOWN for i, name in enumerate(VOCABULARY)])
 _FROM_BASE = np.array(
     [TOKEN.get(name, NUMBER) for name in expression.VOCABULARY], np.int32
 )  # every number is one token
@@ -144,7 +152,7 @@ def allowed(open_: Int[Array, "*batch"], left: Int[Array, " places"]) -> Array:
     """Which tokens may stand next, (*batch, vocabulary), with `open_` operands missing and `left`
     slots after this one."""
     arity = jnp.asarray(ARITY)
-    fits = open_[..., None] + arity - 1 <= left[:, None]
+    fits = (open_[..., None] + arity - 1 <= left[:, None]) & jnp.asarray(WRITTEN)
     is_end = jnp.arange(len(VOCABULARY)) == END
     return jnp.where((open_ == 0)[..., None], is_end, fits & ~is_end)
 

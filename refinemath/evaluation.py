@@ -25,8 +25,9 @@ import numpy as np
 from refinemath import weights
 from refinemath.answer.solution import fraction_unexplained, refine_constants
 from refinemath.expression import Formula, FormulaError, split_terms
-from refinemath.problem import prepare, read_table
+from refinemath.problem import prepare
 from refinemath.proposers.registry import DEFAULT
+from refinemath.reading import read_table
 from refinemath.result import Result
 from refinemath.solver import RefineMath, search_room
 from refinemath.text import parse

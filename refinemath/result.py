@@ -16,7 +16,8 @@ from refinemath.answer.solution import EXACT, fraction_unexplained
 from refinemath.answer.symbolic import latex_name, latex_of, pretty, python_of
 from refinemath.compiled import SearchRecord
 from refinemath.expression import VARIABLES, Formula
-from refinemath.problem import Table, read_inputs
+from refinemath.problem import Table
+from refinemath.reading import read_inputs
 
 FOUND = 0.01  # FVU under which a formula counts as found
 

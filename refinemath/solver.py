@@ -34,11 +34,11 @@ from refinemath.problem import (
     Problem,
     Table,
     prepare,
-    read_table,
     spread_out,
 )
 from refinemath.proposers.library import short_skeletons
 from refinemath.proposers.registry import DEFAULT, resolve
+from refinemath.reading import read_table
 from refinemath.result import FOUND, Result, constant_result, judged
 from refinemath.schedule import Schedule
 from refinemath.weights import Weights, load_weights, shipped_weights

@@ -41,10 +41,10 @@ SEARCH = (
     "proposers.registry compiled",
 )
 AROUND = (
-    "weights corpus corpus.canonical corpus.signatures problem compilation",
-    "answer answer.solution",
-    "answer.rounding answer.symbolic",
-    "answer.targets",
+    "weights corpus corpus.canonical corpus.signatures problem compilation operators",
+    "answer answer.solution files",
+    "answer.rounding answer.symbolic answer.uncertainty reading",
+    "answer.targets answer.regression",
     "answer.choose corpus.exclusions schedule",
     "corpus.build result",
     "solver plots training",

@@ -21,7 +21,8 @@ from refinemath.answer.symbolic import (
     python_of,
     rewrite,
 )
-from refinemath.problem import Table, prepare, read_inputs, read_table, spread_out
+from refinemath.problem import Table, prepare, spread_out
+from refinemath.reading import read_inputs, read_table
 from refinemath.result import constant_result
 from refinemath.solver import device_points, search_room
 
@@ -56,22 +57,22 @@ def test_columns_are_chosen_by_name_or_position(
 
 def test_columns_without_names_are_numbered() -> None:
     array = RNG.normal(size=(8, 4))
-    assert read_table(array[:, :2])[2:] == (("x",), "y")
-    assert read_table(array)[2:] == (("x1", "x2", "x3"), "y")
-    assert read_table(pd.DataFrame(array))[2:] == (("x1", "x2", "x3"), "y")
-    assert read_table(array, target="x2")[2:] == (("x1", "x3", "y"), "x2")
+    assert read_table(array[:, :2])[2:4] == (("x",), "y")
+    assert read_table(array)[2:4] == (("x1", "x2", "x3"), "y")
+    assert read_table(pd.DataFrame(array))[2:4] == (("x1", "x2", "x3"), "y")
+    assert read_table(array, target="x2")[2:4] == (("x1", "x3", "y"), "x2")
     np.testing.assert_array_equal(read_table(array, target="x2").y, array[:, 1])
     np.testing.assert_array_equal(read_table(array, target=0).x, array[:, 1:])
-    assert read_table(array[:, :2], array[:, 2], features=["x2"])[2:] == (("x2",), "y")
+    assert read_table(array[:, :2], array[:, 2], features=["x2"])[2:4] == (("x2",), "y")
     beside = read_table(FRAME[["v", "T [K]"]], FRAME["lambda"])
-    assert beside[2:] == (("v", "T [K]"), "lambda")
+    assert beside[2:4] == (("v", "T [K]"), "lambda")
 
 
 def test_names_that_come_twice_or_are_empty_differ(tmp_path: Path) -> None:
     frame = pd.DataFrame(RNG.normal(size=(6, 3)), columns=["a", "a", "a_2"])
-    assert read_table(frame)[2:] == (("a", "a_2"), "a_2_2")
-    (tmp_path / "t.csv").write_text(", y ,y\n" + "1,2,3\n2,3,5\n3,5,7\n4,4,4\n", encoding="utf-8")
-    assert read_table(tmp_path / "t.csv")[2:] == (("x1", "y"), "y_2")
+    assert read_table(frame)[2:4] == (("a", "a_2"), "a_2_2")
+    (tmp_path / "t.csv").write_text(", y ,y\n" + "1,2,3\n2,3,5\n3,5,7\n5,4,4\n", encoding="utf-8")
+    assert read_table(tmp_path / "t.csv")[2:4] == (("x1", "y"), "y_2")
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,9 @@ def code_length(solution: Solution) -> float:
     return solution.formula().code_length() + solution.number_code_length + solution.nll
 
 
-def score_solution(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solution:
+def score_solution(
+    solution: Solution, x: np.ndarray, y: np.ndarray, sigma: np.ndarray | None = None
+) -> Solution:
     """The same solution with `number_code_length` and `nll`, both infinite where it has as many
     numbers as there are points.
 
@@ -197,6 +199,9 @@ def score_solution(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solution
     instead be given to the precision that the points warrant: steps of sqrt(12 / I), where I is its
     Fisher information. That costs log(2 |v| sqrt(I / 12)) + 1/2 (Wallace & Freeman 1987) and log(1
     + |log |v||) for its order of magnitude.  The cheaper of the two counts.  Chapter 8.
+
+    `sigma` (points,): sizes of the errors where they differ; residuals and design are divided by
+    them, in units of the smallest.
     """
     nothing = replace(solution, number_code_length=math.inf, nll=math.inf)
     columns = term_values(solution.terms, solution.constants, x)
@@ -206,7 +211,9 @@ def score_solution(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solution
     stated = _all_numbers(solution)
     there = stated != 0.0
     there[len(solution.constants) : -1] &= stated[len(solution.constants) : -1] != 1.0
-    design, stated = _sensitivities(solution, columns, x)[:, there], stated[there]
+    weight = np.ones(len(y)) if sigma is None else np.min(sigma) / sigma
+    design = weight[:, None] * _sensitivities(solution, columns, x)[:, there]
+    stated = stated[there]
     if (
         design.shape[1] >= len(y)
         or not np.all(np.abs(design) <= LARGEST)
@@ -219,8 +226,9 @@ def score_solution(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solution
     except np.linalg.LinAlgError:
         return nothing
     leverage = np.sum(left[:, singular > 1e-10] ** 2, axis=1)
-    spread = max(float(np.std(y)), TINY)
-    residual = (y - solution.offset - fitted) / spread / np.maximum(1 - leverage, 1e-9)
+    centre = float(np.average(y, weights=weight**2))
+    spread = max(float(np.sqrt(np.mean((weight * (y - centre)) ** 2))), TINY)
+    residual = weight * (y - solution.offset - fitted) / spread / np.maximum(1 - leverage, 1e-9)
     scale, nll = heavy_tailed(residual)
     # how many steps of its precision each number is away from 0
     steps = np.maximum(np.abs(stated) * size / (math.sqrt(12.0) * scale * spread), 1.0)

@@ -3,7 +3,7 @@
 from refinemath.expression import Formula, FormulaError
 from refinemath.loop import SearchConfig
 from refinemath.problem import DataError
-from refinemath.result import Result
+from refinemath.result import Result, load_result
 from refinemath.solver import RefineMath
 from refinemath.text import parse, parse_prefix
 from refinemath.weights import CheckpointError
@@ -17,6 +17,7 @@ __all__ = [
     "RefineMath",
     "Result",
     "SearchConfig",
+    "load_result",
     "parse",
     "parse_prefix",
 ]

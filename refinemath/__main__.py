@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
+import shutil
 import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from refinemath.answer.regression import LOSSES
 from refinemath.compilation import keep_compiled_programs
+from refinemath.control import ERRORS, Progress
 from refinemath.evaluation import PARTS, evaluate, systems
 from refinemath.model import STABILISERS, ModelConfig
+from refinemath.operators import ALWAYS, OPERATOR_NAMES, allowed_operators
 from refinemath.proposers.registry import REGISTRY
+from refinemath.reading import MISSING
+from refinemath.report import text_report, write_report
 from refinemath.solver import RefineMath
 from refinemath.training import COUNTS, OPTIMIZERS, TrainConfig
 
@@ -55,6 +62,40 @@ def _add_proposers(parser: argparse.ArgumentParser) -> Any:
     return group
 
 
+def _add_columns(solve: argparse.ArgumentParser) -> None:
+    for names, text in (
+        (("--y", "--target"), "column to explain (default the last)"),
+        (("--x", "--features"), "columns to explain it by, with commas (default all others)"),
+        (("--sigma",), "column with the sizes of the errors of y (default equal errors)"),
+    ):
+        solve.add_argument(*names, dest=names[-1][2:], metavar="NAME", help=text)
+    text = "what to do with rows that have gaps (default error)"
+    solve.add_argument("--missing", choices=MISSING, default="error", help=text)
+
+
+def _add_control(solve: argparse.ArgumentParser) -> None:
+    for name, known, text in (
+        ("error", ERRORS, "whether the errors of y grow with y (default absolute)"),
+        ("loss", LOSSES, "soft_l1 lets single points be far off (default linear)"),
+    ):
+        solve.add_argument(f"--{name}", choices=known, default=known[0], help=text)
+    which = solve.add_mutually_exclusive_group()
+    signs = " ".join(sorted(OPERATOR_NAMES - ALWAYS))
+    text = f"operators to use beside + - *; known are {signs} (default all)"
+    which.add_argument("--operators", nargs="+", metavar="NAME", help=text)
+    which.add_argument(
+        "--forbid", nargs="+", default=[], metavar="NAME", help="operators not to use"
+    )
+    solve.add_argument(
+        "--max-length", type=_count, metavar="N", help="most tokens of a formula (default no limit)"
+    )
+    solve.add_argument("--through-origin", action="store_true", help="y is 0 where x is")
+    solve.add_argument("--json", action="store_true", help="print the result as JSON, no plot")
+    solve.add_argument(
+        "--report", type=Path, metavar="HTML", help="write a report: formula, tables, pictures"
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m refinemath",
@@ -64,7 +105,10 @@ def _parser() -> argparse.ArgumentParser:
 
     solve = commands.add_parser("solve", help="find a formula for the points of a file")
     solve.add_argument(
-        "file", type=Path, help=".npy, .csv, .tsv, .txt or .dat with columns x, y (or x1, x2, y)"
+        "file",
+        type=Path,
+        help="columns x, y (or x1, x2, y) in a file of numpy, text, Excel, parquet or JSON, "
+        "also with .gz; - reads a table that is pasted in",
     )
     solve.add_argument(
         "--latent-dim", type=int, default=512, metavar="D", help="width of the latent (default 512)"
@@ -100,10 +144,8 @@ def _parser() -> argparse.ArgumentParser:
         help="where to save the plot (default: the file's name with .formula.png, in this folder)",
     )
 
-    solve.add_argument("--target", metavar="NAME", help="column to explain (default the last)")
-    solve.add_argument(
-        "--features", metavar="A,B", help="columns to explain it by (default all others)"
-    )
+    _add_columns(solve)
+    _add_control(solve)
     _add_proposers(solve)
 
     train = commands.add_parser(
@@ -218,6 +260,9 @@ def main(arguments: list[str] | None = None) -> int:
     ) as error:  # ours; a file that cannot be read or written; a training that diverged
         print(f"refinemath: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("refinemath: stopped before there was a formula", file=sys.stderr)
+        return 130
 
 
 def _solve(options: argparse.Namespace) -> int:
@@ -225,38 +270,44 @@ def _solve(options: argparse.Namespace) -> int:
     model = RefineMath(
         options.latent_dim, options.max_iters, weights=options.weights, proposers=names
     )
+    operators = options.operators
+    if options.forbid:
+        operators = OPERATOR_NAMES - (allowed_operators(options.forbid) - ALWAYS)
+    pasted = str(options.file) == "-"
     result = model.solve(
-        options.file,
+        sys.stdin.buffer if pasted else options.file,
         target=options.target,
         features=options.features.split(",") if options.features else None,
+        sigma=options.sigma,
+        missing=options.missing,
+        error=options.error,
+        loss=options.loss,
+        operators=operators,
+        max_length=options.max_length,
+        through_origin=options.through_origin,
         threshold=options.threshold,
         seed=options.seed,
         time_budget=options.time_budget,
+        callback=_show_progress if sys.stderr.isatty() else None,
     )
-    target = options.plot or Path(options.file.name).with_suffix(".formula.png")
-    print(f"formula     {result.target} = {result.sympy()}")
-    print(f"LaTeX       {result.latex}")
-    print(f"Python      {result.python()}")
-    print(
-        f"fit         unexplained variance "
-        f"{result.fvu:.3g}{' (exact to float64)' if result.exact else ''}"
-    )
-    print(
-        f"iterations  {result.iterations}, latent "
-        f"{'settled' if result.converged else 'not settled'} at threshold {options.threshold:g}"
-    )
-    print(
-        f"work        {result.steps} steps in {result.searches} "
-        f"search{'es' if result.searches > 1 else ''}"
-    )
-    print(f"time        {result.seconds:.1f} s")
-    if result.unused:
-        print(f"unused      {', '.join(result.unused)}")
-    if not result.found:
-        print("No formula explains 99 % of the variance; this is the best attempt.")
-    result.plot(target)
-    print(f"plot        {target}")
+    if options.json:
+        print(json.dumps(result.to_dict(), indent=1, allow_nan=False))
+    else:
+        print(text_report(result, options.threshold))
+        name = "pasted" if pasted else options.file.name
+        target = options.plot or Path(name).with_suffix(".formula.png")
+        result.plot(target)
+        print(f"plot        {target}")
+    if options.report:
+        command = "python -m refinemath " + shlex.join(sys.argv[1:])
+        write_report(result, options.report, source=str(options.file), command=command)
     return 0
+
+
+def _show_progress(progress: Progress) -> None:
+    """One line on the terminal, written over by the next."""
+    width = shutil.get_terminal_size().columns - 1
+    print(f"\r{str(progress)[:width]:<{width}}", end="\r", file=sys.stderr, flush=True)
 
 
 def _train(options: argparse.Namespace) -> int:

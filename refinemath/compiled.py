@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from refinemath.fitting import Candidate, Points
 from refinemath.loop import (
@@ -48,6 +48,7 @@ def run_search(
     table: Int[Array, "skeletons slots"],
     limit: Array,
     *,
+    forbidden: Bool[Array, " vocabulary"] | None = None,
     proposers: tuple[Proposer, ...],
     config: SearchConfig,
 ) -> SearchOutput:
@@ -55,13 +56,14 @@ def run_search(
 
     `params`, `graph`: the split model, or None where no proposer reads latents.  `skeletons`: short
     formulas for the library, `table`: skeletons for blind draws; no rows where nobody uses them.
+    `forbidden`: tokens that no formula may hold.
     """
     k_library, k_search = jax.random.split(key)
     library = make_library(k_library, skeletons, points)
     size = min(config.pool, len(skeletons))
     pool = initial_pool(library, points, size) if size else None
     model = None if graph is None else nnx.merge(graph, params)
-    context = Context(points, library, table)
+    context = Context(points, library, table, forbidden)
     return search(model, context, pool, k_search, limit, proposers=proposers, config=config)
 
 

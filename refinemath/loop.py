@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from refinemath.execution import Programs, Subtrees, concat, distinct_subtrees, evaluate_nodes
 from refinemath.fitting import (
@@ -77,6 +77,15 @@ class Context(NamedTuple):
     points: Points  # batch size 1
     library: Library  # no entries where no proposer uses it
     table: Int[Array, "skeletons slots"]  # for blind draws; no rows where nobody draws
+    forbidden: Bool[Array, " vocabulary"] | None = None  # tokens that no formula may hold
+
+    def permitted(self, programs: Programs) -> Programs:
+        """The same formulas with x1 in place of each that holds a forbidden token."""
+        if self.forbidden is None:
+            return programs
+        wrong = jnp.any(self.forbidden[programs.tokens], axis=1, keepdims=True)
+        plain = jnp.zeros_like(programs.tokens).at[:, 0].set(1)
+        return programs._replace(tokens=jnp.where(wrong, plain, programs.tokens))
 
 
 class Trace(NamedTuple):
@@ -157,7 +166,7 @@ class Loop:
             p.propose(self.model, self.context, memory, state, k)
             for p, memory, k in zip(self.proposers, self.memories, keys, strict=True)
         ]
-        programs = concat(*batches)
+        programs = self.context.permitted(concat(*batches))
         nodes = evaluate_nodes(programs.tokens, programs.values, self.context.points.x)
         executed = execute(*programs, self.context.points, nodes)
         sizes = [len(batch.tokens) for batch in batches]

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.mathtext import MathTextParser
 
+from refinemath.front import Front
 from refinemath.result import Result
 
 OKABE_ITO = {
@@ -90,12 +91,35 @@ def formula_title(result: Result, most: int = 160) -> str:
     return text if len(text) <= 90 else text[:87] + "..."
 
 
+def draw_band(axes: Axes, result: Result, grid: np.ndarray) -> None:
+    """Where 95 % of new measurements fall, if the form is right; nothing where the fit is exact."""
+    if result.exact or result.uncertainty is None:
+        return
+    band = result.predict(grid, interval=0.95)
+    label = "95 % of new measurements"
+    axes.fill_between(grid, band.low, band.high, color=POINT, alpha=0.15, lw=0, label=label)
+
+
+def plot_front(front: Front) -> Figure:
+    """FVU over length of the front, on a log scale; each formula beside its point.  One axis."""
+    figure = new_figure(6.4, 3.8)
+    axes = figure.subplots()
+    style_axes(axes, x="length (tokens)", y="fraction of variance unexplained (no unit)")
+    axes.set_yscale("log")
+    fvu = [max(c.fvu, 1e-32) for c in front]
+    axes.plot([c.length for c in front], fvu, "o-", color=CLOUD, lw=1)
+    for i, (c, height) in enumerate(zip(front, fvu, strict=True)):
+        axes.annotate(f"{i}: {c.formula[:40]}", (c.length, height), color=GREY, fontsize="x-small")
+    return figure
+
+
 def draw_fit(axes: Axes, result: Result) -> None:
     """Data and formula over the one variable."""
     x = result.x[:, 0]
     low, high = float(x.min()), float(x.max())
     grid = np.linspace(low, high, 600)
     axes.plot(grid, result.predict(grid), color=POINT, lw=2, label="formula")
+    draw_band(axes, result, grid)
     axes.scatter(x, result.y, s=22, color=CLOUD, zorder=3, label="data")
 
 

@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from functools import cached_property
 
+from refinemath.answer.solution import Solution
 from refinemath.answer.targets import IDENTITY, TargetTransform
+from refinemath.control import Progress
 from refinemath.problem import Problem
 
 
@@ -32,6 +35,7 @@ class Schedule:
         self.problem = problem
         self.turn = 0  # the search whose result is read
         self._transforms = transforms
+        self._began = began
         self._ends = began + time_budget
         self._patience = patience
         self._unimproved = 0  # searches of y itself since the answer last changed
@@ -73,6 +77,12 @@ class Schedule:
         last = exact or not self._time_left or self._unimproved >= self._patience
         self.turn += not last
         return last
+
+    def progress(self, best: Solution | None) -> Progress:
+        """Where the searches stand after the one that was just read."""
+        formula, fvu = (best.formula(), best.fvu) if best else (None, math.inf)
+        seconds = time.perf_counter() - self._began
+        return Progress(self.turn + 1, seconds, fvu, formula, self.problem.names)
 
     def _after(self, turn: int) -> int:
         """`unimproved` after a search in vain; only searches of y itself use up the patience."""

@@ -16,30 +16,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from refinemath.answer.choose import Answers, Candidates, pareto_front, refit_transformed
-from refinemath.answer.rounding import digits_needed
-from refinemath.answer.solution import EXACT, Solution, fit_many_points
-from refinemath.answer.symbolic import latex_of
+from refinemath.answer.choose import Answers, Candidates, refit_transformed
 from refinemath.answer.targets import IDENTITY, target_transforms
 from refinemath.compiled import SearchRecord, no_rows, record_search, run_search
+from refinemath.control import Progress, make_control, searched_points
 from refinemath.corpus.build import blind_table
-from refinemath.expression import SLOTS
+from refinemath.expression import SLOTS, Formula, decode
+from refinemath.finish import make_result
 from refinemath.fitting import Points
 from refinemath.loop import Proposer, SearchConfig, SearchOutput, declares
+from refinemath.operators import OPERATOR_NAMES, forbidden_tokens, without_forbidden
 from refinemath.problem import (
-    MOST_POINTS,
     SEARCH_POINTS,
     SEARCH_POINTS_SEVERAL,
     DataError,
     Problem,
-    Table,
     prepare,
     spread_out,
 )
 from refinemath.proposers.library import short_skeletons
 from refinemath.proposers.registry import DEFAULT, resolve
 from refinemath.reading import read_table
-from refinemath.result import FOUND, Result, constant_result, judged
+from refinemath.result import Result, constant_result
 from refinemath.schedule import Schedule
 from refinemath.weights import Weights, load_weights, shipped_weights
 
@@ -140,28 +138,43 @@ class RefineMath:
         *,
         target: str | int | None = None,
         features: Sequence[str | int] | None = None,
+        sigma: Any = None,
+        error: str = "absolute",
+        loss: str = "linear",
+        operators: Iterable[str] | None = None,
+        max_length: int | None = None,
+        through_origin: bool = False,
+        missing: str = "error",
         threshold: float = 1e-5,
         seed: int = 0,
         time_budget: float = 8.0,
+        callback: Callable[[Progress], Any] | None = None,
     ) -> Result:
         """Find a formula for the points; returns a `Result` that unpacks as `formula_latex,
         iterations`.
 
         `data`: rows (x, y), see `read_table` for all forms.  `target`, `features`: names or
         positions of the columns to explain and to explain it by (the last one, all others).
+        `sigma`: sizes of the errors of y, a column or an array; `error="relative"`: they grow with
+        y; `loss="soft_l1"`: single points may be far off; `through_origin`: y is 0 where x is.  The
+        searches do not know these four: they govern the last fit of every formula found, and the
+        score by which one is chosen.  `operators`: the only ones allowed beside + - *, such as "/
+        exp sqrt"; `max_length`: the most tokens.  `missing`: "drop" leaves out rows with gaps.
         `threshold`: the relative latent velocity |Z_t - Z_{t-1}| / |Z_{t-1}| under which a thought
         has settled.  `seed`: makes the answer repeatable, where the same number of searches fits
         into the time; its last 32 bits count.  `time_budget`: seconds within which the last search
-        should end (the first always runs).  A poor fit is a result with `found` False, not an
-        error.  Raises `DataError`, `CheckpointError`, `ValueError`.
+        should end (the first always runs).  `callback` gets a `Progress` after each search, and
+        ends them by returning True; so does Ctrl-C.  A poor fit is a result with `found` False, not
+        an error.  Raises `DataError`, `CheckpointError`, `ValueError`.
         """
         began = time.perf_counter()
         _check_options(threshold, seed, time_budget)
-        table = read_table(data, y, target=target, features=features)
-        engine = self._engine(len(table.names))
+        table = read_table(data, y, target=target, features=features, sigma=sigma, missing=missing)
+        control = make_control(table, error, loss, operators, max_length, through_origin)
+        engine = self._engine(len(table.names), control.operators)
         if table.constant:
             return replace(constant_result(table), seconds=time.perf_counter() - began)
-        few = spread_out(table.x.T, MOST_POINTS) if len(table.y) > MOST_POINTS else slice(None)
+        few = searched_points(table, control.errors)
         problem = prepare(table.x[few], table.y[few], table.names)
         schedule = Schedule(
             problem,
@@ -170,25 +183,47 @@ class RefineMath:
             patience=self.patience,
             began=began,
         )
-        search = functools.partial(engine.search, schedule, int(seed))
-        answers, output, steps = Answers(problem), search(0), 0
-        kept = 0, output
-        while True:
-            solved = float(output.pool.fvu[0]) <= self.config.solved  # waits for the device
-            # the device searches on while the host reads
-            ahead = search(schedule.turn + 1) if schedule.search_ended(solved=solved) else None
-            steps += int(output.steps)
-            seen = schedule.view(schedule.turn)
-            improved = answers.add(refit_transformed(pool_candidates(output), *seen, problem))
-            kept = (schedule.turn, output) if improved else kept
-            if schedule.reading_ended(improved=improved, exact=answers.exact):
-                break
-            output = search(schedule.turn) if ahead is None else ahead
+        answers = Answers(problem, control.allows)
+        kept, steps = self._search(engine, schedule, answers, int(seed), callback)
         record = engine.record(schedule, *kept, threshold)
         steps += record.steps - record.searched
-        result = _result(answers, record, table)
+        result = make_result(answers, record, table, control)
         seconds = time.perf_counter() - began
         return replace(result, searches=schedule.turn + 1, steps=steps, seconds=seconds)
+
+    def _search(
+        self,
+        engine: Engine,
+        schedule: Schedule,
+        answers: Answers,
+        seed: int,
+        callback: Callable[[Progress], Any] | None,
+    ) -> tuple[tuple[int, SearchOutput], int]:
+        """All searches: fills `answers`, and gives the turn and the output of the one that found
+        the best, and the steps of all.  Ctrl-C ends them once there is an answer.
+        """
+        search, problem = functools.partial(engine.search, schedule, seed), answers.problem
+        output, steps = search(0), 0
+        kept = 0, output
+        while True:
+            try:
+                solved = float(output.pool.fvu[0]) <= self.config.solved  # waits for the device
+                # the device searches on while the host reads
+                ahead = search(schedule.turn + 1) if schedule.search_ended(solved=solved) else None
+                seen = schedule.view(schedule.turn)
+                improved = answers.add(
+                    refit_transformed(pool_candidates(output, answers.allows), *seen, problem)
+                )
+            except KeyboardInterrupt:
+                if answers.best is None:
+                    raise
+                return kept, steps
+            steps += int(output.steps)
+            kept = (schedule.turn, output) if improved else kept
+            stop = callback is not None and callback(schedule.progress(answers.best))
+            if schedule.reading_ended(improved=improved, exact=answers.exact) or stop:
+                return kept, steps
+            output = search(schedule.turn) if ahead is None else ahead
 
     def parameters(self) -> Weights:
         """The weights that this model searches with.  Raises `CheckpointError`."""
@@ -196,7 +231,7 @@ class RefineMath:
             return shipped_weights(self.latent_dim)
         return load_weights(self.weights, self.latent_dim)
 
-    def _engine(self, variables: int) -> Engine:
+    def _engine(self, variables: int, operators: frozenset[str] = OPERATOR_NAMES) -> Engine:
         """What searches in so many variables.  Without weights for them the network is left out."""
         reads = any(declares(p, "reads_latents") for p in self.proposers)
         weights = self.parameters() if reads else None
@@ -212,7 +247,7 @@ class RefineMath:
             )
         slots = SLOTS if variables == 1 else SLOTS_SEVERAL
         slots = weights.config.slots if weights else slots
-        return Engine(weights, proposers, self.config, slots, variables)
+        return Engine(weights, proposers, self.config, slots, variables, operators)
 
 
 @dataclass(frozen=True)
@@ -224,6 +259,7 @@ class Engine:
     config: SearchConfig
     slots: int
     variables: int
+    operators: frozenset[str]  # that a formula may use
 
     def search(self, schedule: Schedule, seed: int, turn: int) -> SearchOutput:
         """Start a search; the device goes on with it after this returns.  The first one of a kind
@@ -238,6 +274,7 @@ class Engine:
             self._rows("uses_library", short_skeletons),
             self._rows("uses_table", blind_table),
             jnp.int32(limit),
+            forbidden=jnp.asarray(forbidden_tokens(self.operators)),
             proposers=self.proposers,
             config=self.config,
         )
@@ -257,7 +294,10 @@ class Engine:
     def _rows(self, trait: str, make: Callable[[int, int], np.ndarray]) -> Array:
         """What proposers of a trait read, for these slots and variables; no rows if none does."""
         if any(declares(p, trait) for p in self.proposers):
-            return jnp.asarray(make(self.slots, self.variables))
+            rows = make(self.slots, self.variables)
+            if self.operators != OPERATOR_NAMES:
+                rows = without_forbidden(rows, forbidden_tokens(self.operators))
+            return jnp.asarray(rows)
         return no_rows(self.slots)
 
 
@@ -270,35 +310,15 @@ def _check_options(threshold: Any, seed: Any, time_budget: Any) -> None:
         raise ValueError(f"seed is {seed!r}; it must be a whole number of at most 64 bits")
 
 
-def pool_candidates(output: SearchOutput) -> Candidates:
-    """The formulas that a search remembers, on the host."""
-    pool = output.pool
-    return Candidates(np.asarray(pool.tokens), np.asarray(pool.values), np.asarray(pool.score))
-
-
-def _result(answers: Answers, record: SearchRecord, table: Table) -> Result:
-    """The result for a table, with the search that has found the answer."""
-    problem = answers.problem
-    chosen = answers.best or Solution((), (), float(np.mean(problem.y)), 1.0)
-    if len(table.y) > len(problem.y):
-        chosen = fit_many_points(chosen, table.x.T, table.y)
-    formula = chosen.formula()
-    digits = digits_needed(formula, problem.x, problem.y)
-    result = Result(
-        latex=latex_of(formula, digits, table.names),
-        iterations=record.steps,
-        formula=formula,
-        fvu=chosen.fvu,
-        converged=record.converged,
-        exact=chosen.fvu < EXACT,
-        found=chosen.fvu < FOUND,
-        candidates=pareto_front(answers.solutions, problem, digits - 1),
-        velocity=np.asarray(record.trace.velocity),
-        outcome=record,
-        x=table.x,
-        y=table.y,
-        digits=digits,
-        names=table.names,
-        target=table.target,
-    )
-    return judged(result, table.x, table.y) if len(table.y) > len(problem.y) else result
+def pool_candidates(
+    output: SearchOutput, allows: Callable[[Formula], bool] | None = None
+) -> Candidates:
+    """The formulas that a search remembers, on the host; a score of infinity for those that are not
+    allowed.
+    """
+    tokens, values = np.asarray(output.pool.tokens), np.asarray(output.pool.values)
+    score = np.array(output.pool.score)
+    if allows is not None:
+        rows = zip(tokens, values, strict=True)
+        score[[not allows(decode(*row)) for row in rows]] = np.inf
+    return Candidates(tokens, values, score)

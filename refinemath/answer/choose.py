@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from refinemath.answer.solution import (
 )
 from refinemath.answer.symbolic import pretty, rescale, rewrite
 from refinemath.answer.targets import TargetTransform
-from refinemath.expression import END, decode, split_terms
+from refinemath.expression import END, Formula, decode, split_terms
 from refinemath.problem import Problem
 
 
@@ -78,12 +78,15 @@ def refit_transformed(
 class Answers:
     """The formulas found for a problem so far, one of each skeleton, and the best of them.
 
-    `best`: in the user's units, its numbers rounded; None before there is one.
+    `best`: in the user's units, its numbers rounded; None before there is one.  `finalists`: those
+    among which it was last chosen, the shortest code first.  What is not allowed is left out.
     """
 
-    def __init__(self, problem: Problem):
+    def __init__(self, problem: Problem, allows: Callable[[Formula], bool] = lambda formula: True):
         self.problem = problem
         self.best: Solution | None = None
+        self.finalists: list[Solution] = []
+        self.allows = allows
         self._found: dict[tuple[tuple[str, ...], ...], Solution] = {}
         self._rewrite = functools.cache(lambda s: rewrite(s, problem))
         self._round = functools.cache(lambda s: round_constants(s, problem.x, problem.y))
@@ -100,7 +103,7 @@ class Answers:
 
     def add(self, solutions: Iterable[Solution]) -> bool:
         """Take in scored solutions in u; True where the best code is now half a nat shorter."""
-        for solution in solutions:
+        for solution in filter(lambda s: self.allows(s.formula()), solutions):
             name = solution.skeleton()
             old = self._found.get(name)
             if old is None or code_length(solution) < code_length(old):
@@ -122,7 +125,7 @@ class Answers:
         for solution in solutions[: 3 * most]:
             if any(abs(solution.fvu - fvu) <= 1e-6 * fvu for fvu in seen):
                 continue  # the same function in other words
-            own = self._rewrite(solution)
+            own = [form for form in self._rewrite(solution) if self.allows(form.formula())]
             if own:
                 seen.append(solution.fvu)
                 forms += own
@@ -133,7 +136,8 @@ class Answers:
             rounded.append(self._round(form))
             if rounded[-1].fvu < EXACT and len(rounded) >= 3:
                 break
-        return min(rounded, key=code_length, default=None)
+        self.finalists = sorted(rounded, key=code_length)
+        return self.finalists[0] if rounded else None
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,7 @@ class FrontEntry:
     length: int
     fvu: float
     formula: str
+    law: Formula | None = None  # the same with all digits
 
 
 def pareto_front(
@@ -160,6 +165,6 @@ def pareto_front(
         kept.append(solution)
     formulas = ((rescale(s, problem) or s).formula() for s in kept)
     return tuple(
-        FrontEntry(s.length, s.fvu, str(pretty(f, digits, problem.names)))
+        FrontEntry(s.length, s.fvu, str(pretty(f, digits, problem.names)), f)
         for s, f in zip(kept, formulas, strict=True)
     )

@@ -4,13 +4,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from refinemath.answer.rounding import simple_neighbours
-from refinemath.answer.solution import Solution, code_length, score_solution
+from refinemath.answer.solution import (
+    TINY,
+    Solution,
+    code_length,
+    fraction_unexplained,
+    score_solution,
+)
 from refinemath.answer.uncertainty import determined, jacobian, least_squares_numbers, robust_scale
 from refinemath.expression import VARIABLES, Formula
 
@@ -142,6 +149,21 @@ def round_refitted(best: Solution, points: Points) -> Solution:
                 best, held = scored, held | {i}
                 break
     return best
+
+
+def weighted_fvu(formula: Formula, x: np.ndarray, y: np.ndarray, errors: Errors) -> float:
+    """What the formula leaves unexplained: squares are divided by sigma^2, and points that a robust
+    loss lets count for less than a third are left out.  Infinite where it is undefined.
+    """
+    residual = y - formula.evaluate(x)
+    if not np.all(np.isfinite(residual)):
+        return math.inf
+    if errors.loss == "linear" and errors.sigma is None:
+        return fraction_unexplained(residual, y)
+    sigma = np.ones(len(y)) if errors.sigma is None else errors.sigma / np.min(errors.sigma)
+    weight = (point_weights(formula, x, y, errors) >= DOWN_WEIGHTED) / sigma**2
+    spread = np.sum(weight * (y - np.average(y, weights=weight)) ** 2)
+    return float(np.sum(weight * residual**2)) / max(float(spread), TINY)
 
 
 def point_weights(formula: Formula, x: np.ndarray, y: np.ndarray, errors: Errors) -> np.ndarray:

@@ -38,7 +38,7 @@ class Interval(NamedTuple):
     def __str__(self) -> str:
         if not self.name:
             return f"{self.number:.6g} is held: the other numbers can do the same"
-        digits = max(1, 2 + _decade(self.estimate) - _decade(self.error))
+        digits = min(max(1, 2 + _decade(self.estimate) - _decade(self.error)), 12)
         number, low, high = (f"{v:.{digits}g}" for v in (self.estimate, self.low, self.high))
         return f"{self.name} = {number}, standard error {self.error:.2g}, {low} to {high}"
 

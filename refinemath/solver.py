@@ -205,25 +205,23 @@ class RefineMath:
         search, problem = functools.partial(engine.search, schedule, seed), answers.problem
         output, steps = search(0), 0
         kept = 0, output
-        while True:
-            try:
+        try:
+            while True:
                 solved = float(output.pool.fvu[0]) <= self.config.solved  # waits for the device
                 # the device searches on while the host reads
                 ahead = search(schedule.turn + 1) if schedule.search_ended(solved=solved) else None
-                seen = schedule.view(schedule.turn)
-                improved = answers.add(
-                    refit_transformed(pool_candidates(output, answers.allows), *seen, problem)
-                )
-            except KeyboardInterrupt:
-                if answers.best is None:
-                    raise
-                return kept, steps
-            steps += int(output.steps)
-            kept = (schedule.turn, output) if improved else kept
-            stop = callback is not None and callback(schedule.progress(answers.best))
-            if schedule.reading_ended(improved=improved, exact=answers.exact) or stop:
-                return kept, steps
-            output = search(schedule.turn) if ahead is None else ahead
+                seen, found = schedule.view(schedule.turn), pool_candidates(output, answers.allows)
+                improved = answers.add(refit_transformed(found, *seen, problem))
+                steps += int(output.steps)
+                kept = (schedule.turn, output) if improved else kept
+                stop = callback is not None and callback(schedule.progress(answers.best))
+                if stop or schedule.reading_ended(improved=improved, exact=answers.exact):
+                    break
+                output = search(schedule.turn) if ahead is None else ahead
+        except KeyboardInterrupt:
+            if answers.best is None:
+                raise
+        return kept, steps
 
     def parameters(self) -> Weights:
         """The weights that this model searches with.  Raises `CheckpointError`."""

@@ -2,6 +2,7 @@
 what they say.
 """
 
+import io
 import json
 import os
 import subprocess
@@ -361,3 +362,67 @@ def test_a_bad_file_in_a_fresh_process(tmp_path: Path) -> None:
         and run.stdout == ""
         and run.stderr.strip() == "refinemath: there is no file none.csv"
     )
+
+
+# ---------------------------------------------------------------- what a user asks
+
+SHORT = ["--max-iters", "4", "--time-budget", "0.1"]
+
+
+def test_columns_are_named_and_a_report_is_written(
+    quick: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """`--y`, `--x` and `--sigma`; `--target` and `--features` are the same options."""
+    x = np.linspace(0.5, 4, 24)
+    rows = "".join(f"{comma(b)};1;{comma(b**2 - 3)};{a % 7}\n" for a, b in enumerate(x))
+    (quick / "t.csv").write_text("Lab 3\n\nt;s;U;k\n" + rows, encoding="latin-1")
+    options = ["--x", "t", "--y", "U", "--sigma", "s", "--report", "r.html", *SHORT]
+    assert cli.main(["solve", "t.csv", *options]) == 0
+    out = capsys.readouterr().out
+    assert "formula     U = t**2 - 3\n" in out and "note        commas were read" in out
+    assert "t**2 - 3" in (quick / "r.html").read_text(encoding="utf-8")
+    assert cli.main(["solve", "t.csv", "--features", "t", "--target", "U", *SHORT]) == 0
+    assert "formula     U = t**2 - 3\n" in capsys.readouterr().out
+
+
+def comma(v: float) -> str:
+    return str(float(v)).replace(".", ",")
+
+
+def test_a_pasted_table_and_json(
+    quick: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "t\tU\n" + "".join(f"{a}\t{a**2 - 3}\n" for a in range(1, 12))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    assert cli.main(["solve", "-", "--json", *SHORT]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["formula"] == "U = t**2 - 3" and record["names"] == ["t"] and record["exact"]
+    assert not list(quick.glob("*.png"))
+
+
+def test_operators_are_allowed_and_forbidden_by_name(
+    quick: Path, points: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for options in (["--forbid", "**", "sin"], ["--operators", "exp", "log", "/"]):
+        assert cli.main(["solve", str(points), *options, *SHORT]) == 0
+        first = capsys.readouterr().out.splitlines()[0]
+        assert "**" not in first and "sin" not in first
+    assert cli.main(["solve", str(points), "--forbid", "sine"]) == 2
+    assert "unknown operator 'sine'" in capsys.readouterr().err
+
+
+def test_what_is_asked_is_passed_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+
+    class Asked:
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def solve(self, *_: Any, **options: Any) -> None:
+            seen.append(options)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "RefineMath", Asked)
+    options = ["--error", "relative", "--loss", "soft_l1", "--max-length", "9", "--through-origin"]
+    assert cli.main(["solve", "t.csv", *options, "--missing", "drop"]) == 130
+    asked = {"error": "relative", "loss": "soft_l1", "max_length": 9, "through_origin": True}
+    assert asked.items() <= seen[0].items() and seen[0]["missing"] == "drop"

@@ -10,11 +10,12 @@ import pytest
 from matplotlib.figure import Figure
 
 from refinemath import plots
+from refinemath.answer.choose import FrontEntry
 from refinemath.answer.symbolic import latex_of
 from refinemath.compiled import SearchRecord
 from refinemath.loop import Trace
 from refinemath.pool import Pool
-from refinemath.result import FrontEntry, Result
+from refinemath.result import Result
 from refinemath.text import parse
 
 STEPS, TAKEN, THOUGHTS, SLOTS = 12, 9, 5, 4
@@ -98,8 +99,8 @@ def draw(figure: Figure) -> None:
 def test_the_fit_shows_data_curve_and_residuals() -> None:
     figure = plots.plot_fit(fake())
     top, bottom = figure.axes
-    assert len(top.lines) == 1 and len(top.collections) == 1
-    assert len(top.collections[0].get_offsets()) == len(bottom.collections[0].get_offsets()) == 20
+    assert len(top.lines) == 1 and len(top.collections) == 2  # band and points
+    assert len(top.collections[-1].get_offsets()) == len(bottom.collections[0].get_offsets()) == 20
     assert "sin" in top.get_title()
     assert top.get_ylabel() and bottom.get_xlabel() and bottom.get_ylabel()
     draw(figure)

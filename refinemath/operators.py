@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 import sympy
 
+from refinemath.answer.symbolic import pretty
 from refinemath.expression import OPERATOR_TOKEN, OPERATORS, VOCABULARY_SIZE, Formula
 
 ALWAYS = frozenset({"+", "-", "*"})  # every formula has a factor and an offset
@@ -63,7 +64,7 @@ def uses_only(formula: Formula, allowed: frozenset[str]) -> bool:
     if allowed == OPERATOR_NAMES:
         return True
     tokens = {_SIGN.get(p, p) for p in formula.parts if p in OPERATOR_TOKEN}
-    return tokens <= allowed and operators_in(formula.sympy()) <= allowed
+    return tokens <= allowed and operators_in(pretty(formula)) <= allowed
 
 
 def without_forbidden(rows: np.ndarray, forbidden: np.ndarray) -> np.ndarray:

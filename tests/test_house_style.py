@@ -41,10 +41,10 @@ SEARCH = (
     "proposers.registry compiled",
 )
 AROUND = (
-    "weights corpus corpus.canonical corpus.signatures problem compilation operators",
+    "weights corpus corpus.canonical corpus.signatures problem compilation",
     "answer answer.solution files",
     "answer.rounding answer.symbolic answer.uncertainty reading",
-    "answer.targets answer.regression",
+    "answer.targets answer.regression operators",
     "answer.choose corpus.exclusions control",
     "corpus.build schedule export",
     "front",

@@ -133,7 +133,8 @@ class Answers:
                     break
         rounded: list[Solution] = []
         for form in sorted(forms, key=code_length)[:most]:
-            rounded.append(self._round(form))
+            short = self._round(form)
+            rounded.append(short if self.allows(short.formula()) else form)
             if rounded[-1].fvu < EXACT and len(rounded) >= 3:
                 break
         self.finalists = sorted(rounded, key=code_length)

@@ -157,10 +157,6 @@ def _decimal_sign(cells: Sequence[str], delimiter: str | None) -> str:
 def number(cell: str, decimal: str = ".") -> float | None:
     """The number in a cell, without the signs between its thousands; None where there is none."""
     try:
-        return float(cell) if "_" not in cell and decimal == "." else float(_plain(cell, decimal))
-    except ValueError:
-        pass
-    try:
         return float(_plain(cell, decimal))
     except ValueError:
         return None

@@ -40,6 +40,9 @@ def text_report(result: Result, threshold: float) -> str:
         ("time", f"{result.seconds:.1f} s"),
         ("unused", ", ".join(result.unused)),
     ]
+    if result.uncertainty is not None and not result.exact:
+        unit = "units of y" if result.errors.sigma is None else "in sigmas"
+        lines += [("scatter", f"standard deviation {result.uncertainty.scale:.3g}, {unit}")]
     if result.intervals and not result.exact:
         lines += [("numbers", f"{result.target} = {result.form}, with 95 % intervals:")]
         lines += [(" ", str(i)) for i in result.intervals]

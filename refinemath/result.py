@@ -17,7 +17,14 @@ import sympy
 from refinemath.answer.regression import DOWN_WEIGHTED, Errors, point_weights, weighted_fvu
 from refinemath.answer.solution import EXACT
 from refinemath.answer.symbolic import latex_name, latex_of, pretty
-from refinemath.answer.uncertainty import Interval, Prediction, Uncertainty, estimate, lettered
+from refinemath.answer.uncertainty import (
+    Interval,
+    Prediction,
+    Uncertainty,
+    estimate,
+    lettered,
+    robust_scale,
+)
 from refinemath.compiled import SearchRecord
 from refinemath.export import Written, latex_row
 from refinemath.expression import VARIABLES, Formula
@@ -28,6 +35,7 @@ from refinemath.text import parse_prefix
 
 FOUND = 0.01  # FVU under which a formula counts as found
 CLOSE = 20.0  # odds from which a runner-up counts as ruled out
+FAR = 8.0  # robust standard deviations from which a row is named
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,9 +220,22 @@ def _warnings(result: Result) -> Iterator[str]:
             yield f"{i.name} may as well be 0 ({i.low:.3g} to {i.high:.3g})"
     if result.uncertainty is None and not result.exact:
         yield "there are no more points than numbers in the formula: nothing tests it"
+    yield from _far_rows(result)
     if result.down_weighted:
         rows = ", ".join(map(str, result.down_weighted[:20]))
         yield f"these rows lie far off and count for less than a third: {rows}"
+
+
+def _far_rows(result: Result) -> Iterator[str]:
+    """Rows that lie eight robust standard deviations off a least-squares fit."""
+    if result.errors.loss != "linear" or result.exact:
+        return
+    sigma = 1.0 if result.errors.sigma is None else result.errors.sigma
+    left = np.abs(result.y - result.formula.evaluate(result.x.T)) / sigma
+    rows = np.flatnonzero(left > FAR * robust_scale(left)).tolist()
+    if 0 < len(rows) <= len(left) // 10:
+        some = ", ".join(map(str, rows[:20]))
+        yield f"these rows lie far off: {some}; loss='soft_l1' lets them count for less"
 
 
 def _finite(v: Any) -> Any:

@@ -100,6 +100,8 @@ def test_rows_that_count_less_are_named(decay: Result) -> None:
     robust = result_of("2*exp(-0.8*x) + 0.6", T, y, NAMES, errors=Errors(loss="soft_l1"))
     assert robust.down_weighted == (5,) and "less than a third: 5" in robust.warnings[-1]
     assert robust.found and robust.intervals[0].error < 0.1
+    plain = result_of("2*exp(-0.8*x) + 0.6", T, y, NAMES)
+    assert plain.down_weighted == () and "these rows lie far off: 5; loss" in plain.warnings[-1]
 
 
 # ---------------------------------------------------------------- taking it away

@@ -18,6 +18,7 @@ from refinemath.answer.solution import LARGEST, TINY, fraction_code_length
 from refinemath.expression import VARIABLES, Formula, _sympy_node, fold, sympy_number
 
 REDUNDANT = 1e-6  # share of a number's effect that no other number has, under which it is held
+FEW = 20_000  # points up to which the numbers are fitted once more
 
 
 class Interval(NamedTuple):
@@ -97,18 +98,19 @@ def estimate(
     """The uncertainty of all numbers in a formula fitted to x (variables, points), y (points,) with
     errors proportional to `sigma` (points,).
 
-    The numbers are fitted once more from where they are, so that those which were rounded come with
-    an estimate too.  Covariance: s^2 (J^T J)^-1 with s^2 = RSS / (points - numbers), J the Jacobian
-    by central differences, rows divided by sigma.  As in `scipy.optimize.curve_fit`, only the
-    ratios of the sigmas count.  None where there are no more points than numbers, or the formula is
-    undefined at one.
+    Up to `FEW` points, the numbers are fitted once more from where they are, so that those which
+    were rounded come with an estimate too.  Covariance: s^2 (J^T J)^-1 with s^2 = RSS / (points -
+    numbers), J the Jacobian by central differences, rows divided by sigma.  As in
+    `scipy.optimize.curve_fit`, only the ratios of the sigmas count.  None where there are no more
+    points than numbers, or the formula is undefined at one.
     """
     sigma = np.ones(len(y)) if sigma is None else sigma
     numbers = np.array(formula.constants())
     free = determined(jacobian(formula, x, numbers) / sigma[:, None], numbers)
     if not len(free) < len(y) or not np.all(np.isfinite(formula.evaluate(x))):
         return None
-    numbers = least_squares_numbers(formula, x, y, sigma, free)
+    if len(y) <= FEW:
+        numbers = least_squares_numbers(formula, x, y, sigma, free)
     design = jacobian(formula, x, numbers)[:, list(free)] / sigma[:, None]
     size = np.maximum(np.linalg.norm(design, axis=0), TINY)
     inverse = np.linalg.pinv(design / size, rcond=1e-12) / size[:, None]
@@ -124,10 +126,9 @@ def jacobian(formula: Formula, x: np.ndarray, numbers: np.ndarray) -> np.ndarray
     Each step is the largest power of ten of the number, from 1e-4 down, at which the values move
     almost straight: a number such as 1.7e9 in sin(x - 1.7e9) needs a small one.  0 where undefined.
     """
-    columns = []
+    columns, middle = [], formula.evaluate(x, numbers.tolist())
     for i, number in enumerate(numbers):
         column = np.zeros(x.shape[-1])
-        middle = formula.evaluate(x, numbers.tolist())
         for share in 10.0 ** -np.arange(4, 13):
             step = share * (abs(number) or 1.0)
             ends = []

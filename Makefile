@@ -9,7 +9,10 @@ CODE   := refinemath tests book experiments
 
 INSTALL = @PYTHON="$(PYTHON)" sh environment.sh $(VENV)
 
-.PHONY: solve test dev unit notebooks-test lint format hooks book pages browse slides pdf notebooks frame sync-check results clean
+MINUTES ?= 10
+RUN     ?= runs/network
+
+.PHONY: solve train-gpu test dev unit notebooks-test lint format hooks book pages browse slides pdf notebooks frame sync-check results clean
 
 solve: $(BASIC)
 	$(BIN)/python -m refinemath solve data/physics_data.npy
@@ -42,6 +45,10 @@ hooks: $(READY)
 
 unit: $(READY)
 	$(BIN)/python -m pytest tests --ignore tests/book -n 2 --dist loadscope
+
+# train the next network on a GPU for MINUTES, or go on from its checkpoint, which fits into a commit
+train-gpu: $(READY)
+	$(BIN)/python -m experiments.network.training run $(RUN) --minutes $(MINUTES) --bfloat16 --recipe '{"batch": 4096}'
 
 # every notebook is a test: outputs are compared with the committed ones
 notebooks-test: $(READY)

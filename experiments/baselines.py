@@ -95,12 +95,12 @@ class Sampled:
 
     def propose(
         self, model: Any, context: Context, memory: Array, state: SearchState, key: Array
-    ) -> Programs:
+    ) -> tuple[Programs, Array]:
         """The next `count`."""
         tokens = memory[state.step % self.rounds]
         room = state.pool.tokens.shape[1] - tokens.shape[1]
         tokens = jnp.pad(tokens, ((0, 0), (0, room)))
-        return Programs(tokens, jnp.asarray(TOKEN_VALUE)[tokens])
+        return Programs(tokens, jnp.asarray(TOKEN_VALUE)[tokens]), memory
 
 
 def matched(kind: Any, config: ModelConfig, target: int) -> ModelConfig:

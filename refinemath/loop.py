@@ -105,6 +105,7 @@ class SearchState(NamedTuple):
     pool: Pool
     samples: Programs  # the last step's proposals of the first proposer that samples
     subtrees: Subtrees  # of these, for the next step; short formulas before the first
+    memories: tuple[Any, ...]  # of the proposers
     step: Array
     found_at: Array  # the step at which the best formula appeared
     key: Array
@@ -123,12 +124,12 @@ class Proposer(Protocol):
         """How many of its best proposals (of each latent) get their constants fitted at a step."""
 
     def init(self, context: Context, key: Array) -> Any:
-        """What it remembers during the search."""
+        """What it remembers from step to step."""
 
     def propose(
         self, model: Any, context: Context, memory: Any, state: SearchState, key: Array
-    ) -> Programs:
-        """A fixed number of formulas."""
+    ) -> tuple[Programs, Any]:
+        """A fixed number of formulas, and what it remembers from now on."""
 
 
 class SearchOutput(NamedTuple):
@@ -154,7 +155,6 @@ class Loop:
     context: Context
     encoded: Encoded | None
     proposers: tuple[Proposer, ...]
-    memories: tuple[Any, ...]
     config: SearchConfig
     limit: Array  # steps, if that is fewer than `config.search_steps`
 
@@ -162,10 +162,12 @@ class Loop:
         """Refine, propose, execute, fit, merge, feed back."""
         key, *keys = jax.random.split(state.key, 1 + len(self.proposers))
         state = record(self.refine(state))
-        batches = [
+        proposed = [
             p.propose(self.model, self.context, memory, state, k)
-            for p, memory, k in zip(self.proposers, self.memories, keys, strict=True)
+            for p, memory, k in zip(self.proposers, state.memories, keys, strict=True)
         ]
+        batches = [programs for programs, _ in proposed]
+        state = state._replace(memories=tuple(memory for _, memory in proposed))
         programs = self.context.permitted(concat(*batches))
         nodes = evaluate_nodes(programs.tokens, programs.values, self.context.points.x)
         executed = execute(*programs, self.context.points, nodes)
@@ -333,12 +335,13 @@ def search(
         start,
         start.programs(),
         library,
+        memories,
         zero,
         zero,
         key,
         empty_trace(config.search_steps, len(latents), latents.shape[1]),
     )
-    loop = Loop(model, context, encoded, proposers, memories, config, limit)
+    loop = Loop(model, context, encoded, proposers, config, limit)
     end = jax.lax.while_loop(loop.unfinished, loop.step, state)
     return SearchOutput(end.pool, end.latents, end.trace, end.step, end.found_at)
 

@@ -214,7 +214,8 @@ def test_a_baseline_proposes_legal_formulas_to_the_search(kind: Any, plot: Point
     memory = jax.jit(lambda key: proposer.init(context, key))(jax.random.key(0))  # type: ignore[arg-type]
     pool = argparse.Namespace(tokens=jnp.zeros((4, CONFIG.slots + 2)))
     state = argparse.Namespace(step=jnp.int32(3), pool=pool)
-    tokens, values = proposer.propose(None, context, memory, state, jax.random.key(0))  # type: ignore[arg-type]
+    proposed, _ = proposer.propose(None, context, memory, state, jax.random.key(0))  # type: ignore[arg-type]
+    tokens, values = proposed
     assert tokens.shape == values.shape == (6, CONFIG.slots + 2)
     assert bool(jnp.all(is_legal(tokens))) and jnp.array_equal(tokens[:, :-2], memory[1])
     assert hash(proposer) != hash(Sampled(network, count=6, rounds=2))

@@ -358,8 +358,8 @@ class Guess:
 
     def propose(
         self, model: Any, context: Context, memory: Programs, state: SearchState, key: Array
-    ) -> Programs:
-        return memory
+    ) -> tuple[Programs, Programs]:
+        return memory, memory
 
 
 @pytest.mark.parametrize("others", [(), PROPOSERS[1:3]], ids=["alone", "beside others"])

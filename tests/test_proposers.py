@@ -177,7 +177,7 @@ def test_edits_change_good_formulas_more_often_and_never_what_does_not_count() -
     samples = Programs(pool.tokens, pool.values)
     state = state_of(pool._replace(fvu=last), samples=samples)
     context = context_of(points, no_rows(CONFIG.slots))
-    new = np.asarray(Edits(count=4000).propose(None, context, (), state, KEY).tokens)
+    new = np.asarray(Edits(count=4000).propose(None, context, (), state, KEY)[0].tokens)
     assert new.shape == (4000, CONFIG.slots) and legal(new).all()
     shares = [np.mean(new[:, 0] == OPERATOR_TOKEN[n]) for n in ("add", "sin", "exp", "tanh")]
     assert shares[0] > shares[1] > shares[2] > shares[3] > 0
@@ -189,7 +189,7 @@ def test_edits_change_good_formulas_more_often_and_never_what_does_not_count() -
 def test_blind_candidates_are_skeletons_of_the_table(bank: SkeletonTable) -> None:
     points = curve("x")
     context = context_of(points, no_rows(CONFIG.slots), bank.tokens)
-    drawn = Prior(count=500).propose(None, context, (), state_of(), KEY)
+    drawn, _ = Prior(count=500).propose(None, context, (), state_of(), KEY)
     tokens, values = (np.asarray(a) for a in drawn)
     assert legal(tokens).all() and tokens.shape == (500, CONFIG.slots)
     known = {decode(t.astype(np.int32)).skeleton() for t in np.asarray(bank.tokens)}
@@ -287,7 +287,8 @@ def test_a_queue_is_given_out_piece_by_piece_and_then_again(
     context = context_of(plot, jnp.asarray(np.concatenate([every[:64], free[:64]])))
     queue = proposer.init(context, KEY)
     given = [
-        proposer.propose(None, context, queue, state_of(step=jnp.int32(t)), KEY) for t in range(5)
+        proposer.propose(None, context, queue, state_of(step=jnp.int32(t)), KEY)[0]
+        for t in range(5)
     ]
     for a, b in zip(given[0], given[4], strict=True):
         np.testing.assert_array_equal(a, b)
@@ -346,7 +347,7 @@ def test_a_missing_term_is_written_in_front_and_its_coefficient_comes_for_free()
     points = curve("exp(x) - 3*sin(x) + 2")
     context = context_of(points, short_ones(SIMPLE))
     state = state_of(pool_of(["exp(x)", "x"], points))
-    new = MissingTerm(parents=2, choices=1).propose(None, context, (), state, KEY)
+    new, _ = MissingTerm(parents=2, choices=1).propose(None, context, (), state, KEY)
     assert legal(np.asarray(new.tokens)).all()
     assert decode(np.asarray(new.tokens)[0]).skeleton() == ("add", "sin", "x1", "exp", "x1")
     assert float(execute(*new, points).fvu[0]) < 1e-10
@@ -358,7 +359,7 @@ def test_a_formula_that_is_full_or_explained_gets_no_term() -> None:
     pool = pool_of(["exp(x)", full], points)
     exact = pool._replace(rows=pool.rows.at[0].set(pool.rows[0]))
     context = context_of(points, short_ones(["exp x1"]))
-    new = MissingTerm(parents=2, choices=2).propose(None, context, (), state_of(exact), KEY)
+    new, _ = MissingTerm(parents=2, choices=2).propose(None, context, (), state_of(exact), KEY)
     tokens = np.asarray(new.tokens)
     assert [decode(t).skeleton() for t in tokens[:2]] == [("exp", "x1")] * 2
     np.testing.assert_array_equal(tokens[2:], np.asarray(pool.tokens)[[1, 1]])
@@ -419,7 +420,7 @@ def test_pairs_find_both_halves_of_a_formula(text: str, kind: str) -> None:
     points = curve(text)
     context = context_of(points, short_ones(SIMPLE))
     state = state_of(subtrees=subtrees_of(DRAWN, points, 24))
-    pairs = Pairs(per_kind=4).propose(None, context, (), state, KEY)
+    pairs, _ = Pairs(per_kind=4).propose(None, context, (), state, KEY)
     assert legal(np.asarray(pairs.tokens)).all() and len(pairs.tokens) == 12
     fvu = np.asarray(execute(*pairs, points).fvu)
     best = int(np.argmin(fvu))
@@ -431,7 +432,7 @@ def test_a_pair_that_is_too_long_is_not_written(plot: Points) -> None:
     outputs = jnp.where(plot.mask, evaluate(tokens, values, plot.x), 0.0)
     state = state_of(subtrees=Subtrees(tokens, values, outputs))
     context = context_of(plot, short_ones(["sqrt x1", "log x1"]))
-    pairs = np.asarray(Pairs(per_kind=4).propose(None, context, (), state, KEY).tokens)
+    pairs = np.asarray(Pairs(per_kind=4).propose(None, context, (), state, KEY)[0].tokens)
     assert (pairs[:, 0] == 1).all() and not pairs[:, 1:].any()
 
 

@@ -381,7 +381,7 @@ def main(arguments: list[str] | None = None) -> None:
     recipe = Recipe(**fields)
     known = make_corpus(args.folder, recipe).table
     corpus = fresh_table(args.folder, recipe, known, args.per_length)
-    seen = meta["step"] * recipe.batch // 1000
+    seen = meta["examples"] // 1000
     head = f"{path.parent.name} {seen}k examples, x1..x{args.columns}"
     e = problems(corpus, args.columns, chain=args.what == "chain", count=args.problems)
     length = (e.target != END).sum(1)

@@ -284,14 +284,20 @@ class Decoder(nnx.Module):
         return jnp.where(open_ > 0, log_p, 0.0)
 
     def sample(
-        self, key: Array, z: Array, columns: Array, count: int, temperature: float = 1.0
+        self,
+        key: Array,
+        z: Array,
+        columns: Array,
+        count: int,
+        temperature: float = 1.0,
+        steps: int = SLOTS,
     ) -> tuple[Int[Array, "batch count slots"], Float[Array, "batch count"]]:
         """`count` legal formulas from each latent and their log p at temperature 1; keys and values
         are cached."""
         batch, width = len(z), self.head.rows[...].shape[0]
         read = self.slots(z)
         empty = jnp.zeros(
-            (batch * count, SLOTS, self.blocks[0].own.heads, width // self.blocks[0].own.heads)
+            (batch * count, steps, self.blocks[0].own.heads, width // self.blocks[0].own.heads)
         )
         caches = [(empty, empty) for _ in self.blocks]
 
@@ -307,7 +313,7 @@ class Decoder(nnx.Module):
                     keys.at[:, place].set(key[:, 0]),
                     values.at[:, place].set(value[:, 0]),
                 )
-                seen = (jnp.arange(SLOTS) <= place)[None, None, None]
+                seen = (jnp.arange(steps) <= place)[None, None, None]
                 flat = flat + block.own(block.own_norm(flat), (keys, values), seen)
                 h = block.finish(flat.reshape(h.shape), slots)
                 new.append((keys, values))
@@ -322,10 +328,10 @@ class Decoder(nnx.Module):
             open_ = jnp.where(token == END, 0, open_ + jnp.asarray(ARITY)[token] - 1)
             return (new, token, open_, total), token
 
-        uniform = jax.random.uniform(key, (SLOTS, batch, count), maxval=1 - 1e-6)
+        uniform = jax.random.uniform(key, (steps, batch, count), maxval=1 - 1e-6)
         nothing = jnp.full((batch, count), END, jnp.int32)
         start = (caches, nothing, jnp.ones_like(nothing), jnp.zeros((batch, count)))
-        (_, _, _, total), tokens = jax.lax.scan(step, start, (jnp.arange(SLOTS), uniform))
+        (_, _, _, total), tokens = jax.lax.scan(step, start, (jnp.arange(steps), uniform))
         return jnp.moveaxis(tokens, 0, -1), total
 
 

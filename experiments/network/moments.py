@@ -19,6 +19,7 @@ from experiments.network.spine import COLUMNS, END
 from refinemath.fitting import Points
 
 X_FUNCTIONS, Y_FUNCTIONS, RATIO_FUNCTIONS, STATISTICS, SCORES = 68, 28, 4, 12, 5
+EXACT = jax.lax.Precision.HIGHEST  # a correlation near 1 loses its meaning in bfloat16
 # x, x^2, 1/x, log|x|, sqrt|x|, x^3, sin x, cos x, exp x, exp -x;
 # y, y^2, log|y|, 1/y, y^2 about the mean, sqrt|y|
 PAIR_X, PAIR_Y = (0, 1, 7, 9, 5, 2, 13, 14, 29, 30), (0, 7, 10, 11, 1, 9)
@@ -147,7 +148,8 @@ def statistics(points: Points) -> Float[Array, "batch variables statistics"]:
 
 def correlations(fx: Array, fy: Array) -> Float[Array, "batch variables moments"]:
     """All products of rows of functions of x and of y, as one flat vector a column."""
-    return jnp.einsum("bvfp,bvgp->bvfg", fx, fy).reshape(*fx.shape[:2], -1)
+    products = jnp.einsum("bvfp,bvgp->bvfg", fx, fy, precision=EXACT)
+    return products.reshape(*fx.shape[:2], -1)
 
 
 def pair_moments(fx: Array, fy: Array, mask: Array) -> Float[Array, "batch pairs2 moments"]:
@@ -158,7 +160,8 @@ def pair_moments(fx: Array, fy: Array, mask: Array) -> Float[Array, "batch pairs
     i, j = np.triu_indices(variables, 1)
     px, py = fx[:, :, jnp.array(PAIR_X)] * points, fy[:, 0, jnp.array(PAIR_Y)]
     product = (px[:, i][:, :, :, None] * px[:, j][:, :, None]).reshape(batch, len(i), n * n, points)
-    m = jnp.einsum("bqfp,bgp->bqfg", standardized(product, mask[:, None, None]), py)
+    product = standardized(product, mask[:, None, None])
+    m = jnp.einsum("bqfp,bgp->bqfg", product, py, precision=EXACT)
     m = m.reshape(batch, len(i), n, n, len(PAIR_Y))
     m = jnp.stack([m * 2, sharpened(m) * 3], axis=-1)
     return jnp.concatenate([m, jnp.swapaxes(m, 2, 3)], axis=1).reshape(batch, 2 * len(i), -1)

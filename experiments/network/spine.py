@@ -99,13 +99,17 @@ def _exchange(
 
 
 def to_spine(tokens: Int[Array, "batch slots"]) -> tuple[Array, Array]:
-    """Tokens of the package in prefix order to the network's spine order; and where each went."""
+    """Tokens of the package in prefix order to the network's spine order; and where each went.
+
+    Sums and products whose shorter operand stood second come back from it with their operands
+    exchanged.
+    """
     row = jnp.arange(len(tokens))[:, None]
     own = jnp.asarray(_FROM_BASE)[tokens]
     size, second = structure(own)
     sizes = jnp.concatenate([size, jnp.zeros((len(tokens), 1), size.dtype)], axis=1)
     longer = sizes[:, 1:] > sizes[row, second]
-    swap = longer & (jnp.asarray(_REVERSE)[own] != own)
+    swap = longer & (jnp.asarray(ARITY)[own] == 2)
     place = _exchange(own, size, second, swap)
     written = jnp.where(swap, jnp.asarray(_REVERSE)[own], own)
     return jnp.zeros_like(own).at[row, place].set(written), place

@@ -2,7 +2,8 @@
 resumes bit for bit.
 
 python -m experiments.network.training run FOLDER [--minutes M] [--steps N]
-    start, or go on at a constant learning rate; the table of skeletons is made once, in FOLDER
+    start, or go on at a constant learning rate; the table of skeletons is made once, in FOLDER;
+    --bfloat16 rounds the factors of matrix products, which a GPU multiplies much faster so
 python -m experiments.network.training release FOLDER --steps N
     a copy whose rate falls to 0 over N steps: FOLDER/weights.npz
 """
@@ -38,7 +39,7 @@ from refinemath.weights import in_one_step
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training run."""
+    """A training run.  What is not of its table may change when it goes on: see `of_table`."""
 
     batch: int = 512  # problems a step, shared evenly by `columns`; each share a multiple of 8
     variables: int = 3  # of the table of skeletons, at most
@@ -58,6 +59,12 @@ class Recipe:
             raise ValueError(f"{self.columns} columns, {self.points} points: one number for each")
         if self.batch % (8 * len(self.columns)):
             raise ValueError(f"a batch of {self.batch} has no {len(self.columns)} shares of 8 k")
+
+
+def of_table(recipe: Recipe) -> list[int]:
+    """What the table of a run depends on."""
+    r = recipe
+    return [r.variables, r.per_length, r.chunk, r.seed, *r.columns]
 
 
 class Corpus(NamedTuple):
@@ -194,8 +201,7 @@ class Training:
 def make_corpus(folder: Path, recipe: Recipe) -> Corpus:
     """The table of a run and what is excluded from it, made once and kept in `table.npz`."""
     path = folder / "table.npz"
-    of_recipe = (recipe.variables, recipe.per_length, recipe.chunk, recipe.seed, *recipe.columns)
-    made_for = json.dumps(of_recipe)
+    made_for = json.dumps(of_table(recipe))
     if not path.exists():
         words, _ = training_exclusions(recipe.variables)
         table = build_table(
@@ -238,10 +244,11 @@ def run(
     training = training or Training(config, recipe, make_corpus(folder, recipe))
     state, path = training.init(), folder / "checkpoint.npz"
     meta = {"config": asdict(config), "recipe": asdict(recipe), "kind": "checkpoint"}
+    before = 0
     if path.exists():
-        if settings(path) != json.loads(json.dumps({k: meta[k] for k in ("config", "recipe")})):
-            raise ValueError(f"{path} belongs to another run: {settings(path)}")
-        state, _ = load(path, state)
+        check_same_run(path, config, recipe)
+        state, old = load(path, state)
+        before = old["examples"]
     log = folder / ("cooldown.jsonl" if cooldown else "log.jsonl")
     first = now = int(state.step)
     last = first + (cooldown or steps)
@@ -254,22 +261,36 @@ def run(
         window.append(metrics)
         now += 1
         if now % 50 == 0 or now == last:
-            line = {"step": now, "examples": now * recipe.batch, "rate": rate, **_means(window)}
+            seen = before + (now - first) * recipe.batch
+            line = {"step": now, "examples": seen, "rate": rate, **_means(window)}
             speed = (now - first) * recipe.batch / (time.monotonic() - began)
             line |= {"examples_per_second": round(speed, 1), "time": time.strftime("%H:%M:%S")}
             with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             window = []
         if not cooldown and time.monotonic() - saved > 300:
-            save(path, state, {**meta, "step": now})
+            seen = before + (now - first) * recipe.batch
+            save(path, state, {**meta, "step": now, "examples": seen})
             saved = time.monotonic()
-    meta |= {"step": now, "examples": now * recipe.batch}
+    meta |= {"step": now, "examples": before + (now - first) * recipe.batch}
     if cooldown:
         half = jax.tree.map(lambda a: a.astype(jnp.float16), state.params)
         save(folder / "weights.npz", half, {**meta, "kind": "weights"})
     else:
         save(path, state, meta)
     return state
+
+
+def check_same_run(path: Path, config: Config, recipe: Recipe) -> None:
+    """Whether a checkpoint can go on with these settings: the same model and the same table.
+
+    Raises `ValueError`.
+    """
+    old = settings(path)
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in old["recipe"].items()}
+    same = Config(**old["config"]) == config and of_table(Recipe(**fields)) == of_table(recipe)
+    if not same:
+        raise ValueError(f"{path} belongs to another run: {old}")
 
 
 def _means(window: list[dict]) -> dict[str, float]:
@@ -288,19 +309,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="run: no limit; release: 1000")
     parser.add_argument("--config", type=json.loads, default={}, help="JSON: fields of Config")
     parser.add_argument("--recipe", type=json.loads, default={}, help="JSON: fields of Recipe")
+    parser.add_argument("--bfloat16", action="store_true", help="of matrix products alone")
     args = parser.parse_args(arguments)
     old = settings(args.folder / "checkpoint.npz")
     fields = {**old.get("recipe", {}), **args.recipe}
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     config = Config(**{**old.get("config", {}), **args.config})
     recipe = replace(Recipe(), **fields)
-    if args.command == "release":
-        if not old:
-            parser.error(f"there is no checkpoint in {args.folder}")
-        run(args.folder, config, recipe, cooldown=args.steps or 1000)
-    else:
-        steps = float("inf") if args.steps is None else args.steps
-        run(args.folder, config, recipe, minutes=args.minutes, steps=steps)
+    if args.command == "release" and not old:
+        parser.error(f"there is no checkpoint in {args.folder}")
+    precision = jax.default_matmul_precision("bfloat16" if args.bfloat16 else "highest")
+    with precision:
+        if args.command == "release":
+            run(args.folder, config, recipe, cooldown=args.steps or 1000)
+        else:
+            steps = float("inf") if args.steps is None else args.steps
+            run(args.folder, config, recipe, minutes=args.minutes, steps=steps)
 
 
 if __name__ == "__main__":

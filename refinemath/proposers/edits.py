@@ -41,7 +41,7 @@ class Edits:
 
     def propose(
         self, model: Any, context: Context, memory: tuple[()], state: SearchState, key: Array
-    ) -> Programs:
+    ) -> tuple[Programs, tuple[()]]:
         """Edited formulas; the subtrees that are put in come from the pool and the last samples."""
         k_rank, k_edit = jax.random.split(key)
         size = len(state.pool.fvu)
@@ -50,7 +50,7 @@ class Edits:
         parent = jnp.where(jnp.isfinite(state.pool.fvu[rank]), rank, 0)
         donors = jnp.concatenate([state.pool.tokens, state.samples.tokens[:size]])
         parents = Programs(state.pool.tokens[parent], state.pool.values[parent])
-        return edit(k_edit, parents, donors, context.points.x.shape[1])
+        return edit(k_edit, parents, donors, context.points.x.shape[1]), memory
 
 
 def edit(

@@ -34,7 +34,7 @@ class MissingTerm:
 
     def propose(
         self, model: Any, context: Context, memory: tuple[()], state: SearchState, key: Array
-    ) -> Programs:
+    ) -> tuple[Programs, tuple[()]]:
         """(parents x choices) formulas; one that would not fit into the slots gets no term."""
         pool = jax.tree.map(lambda a: a[: self.parents], state.pool)
         best, useful = self.best_terms(context, pool.tokens, pool.rows)
@@ -42,7 +42,9 @@ class MissingTerm:
         plus = single_token(jnp.full_like(best, OPERATOR_TOKEN["add"]))._replace(length=useful)
         term = whole(Programs(context.library.tokens, context.library.values), best)
         term = Segment(term.tokens, term.values, useful * term.length)
-        return concat_tokens(pool.tokens.shape[1], plus, term, whole(pool.programs(), parent))
+        return concat_tokens(
+            pool.tokens.shape[1], plus, term, whole(pool.programs(), parent)
+        ), memory
 
     def best_terms(self, context: Context, tokens: Array, rows: Array) -> tuple[Array, Array]:
         """For each formula the row of each part's best term, and 1 where it explains anything."""

@@ -30,10 +30,10 @@ class Network:
 
     def propose(
         self, model: Any, context: Context, memory: tuple[()], state: SearchState, key: Array
-    ) -> Programs:
+    ) -> tuple[Programs, tuple[()]]:
         """(latents x per_latent) legal formulas."""
         tokens = model.refiner.sample(key, state.latents, self.per_latent)
         tokens = tokens.reshape(-1, tokens.shape[-1])
         room = state.pool.tokens.shape[1] - tokens.shape[1]
         tokens = jnp.pad(tokens, ((0, 0), (0, room)))
-        return Programs(tokens, jnp.asarray(TOKEN_VALUE)[tokens])
+        return Programs(tokens, jnp.asarray(TOKEN_VALUE)[tokens]), memory

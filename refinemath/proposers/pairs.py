@@ -49,7 +49,7 @@ class Pairs:
 
     def propose(
         self, model: Any, context: Context, memory: tuple[()], state: SearchState, key: Array
-    ) -> Programs:
+    ) -> tuple[Programs, tuple[()]]:
         """(kinds x per_kind) formulas, to be executed by whoever asks."""
         wanted = min(self.shortest * context.points.x.shape[1], self.most)
         count = min(wanted, len(context.library.tokens)) // BLOCK * BLOCK
@@ -63,7 +63,7 @@ class Pairs:
         first = whole(Programs(short.tokens, short.values), entry)
         second = whole(Programs(state.subtrees.tokens, state.subtrees.values), part.reshape(-1))
         good = (first.length + second.length < slots) & (second.length > 0)
-        return mask_invalid(good, concat_tokens(slots, head, first, second))
+        return mask_invalid(good, concat_tokens(slots, head, first, second)), memory
 
 
 def best_partners(subtrees: Subtrees, short: Subtrees, points: Points) -> tuple[Array, Array]:

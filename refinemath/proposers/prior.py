@@ -29,11 +29,11 @@ class Prior:
 
     def propose(
         self, model: Any, context: Context, memory: tuple[()], state: SearchState, key: Array
-    ) -> Programs:
+    ) -> tuple[Programs, tuple[()]]:
         """`count` formulas that nothing has looked at."""
         k = jax.random.split(key)
         row = jax.random.randint(k[0], (self.count,), 0, context.table.shape[0])
         tokens = context.table[row].astype(jnp.int32)
         drawn = FIRST_CONSTANT + jax.random.randint(k[1], tokens.shape, 0, len(CONSTANT_BINS))
         tokens = jnp.where(is_constant(tokens), drawn, tokens)
-        return Programs(tokens, jnp.asarray(TOKEN_VALUE)[tokens])
+        return Programs(tokens, jnp.asarray(TOKEN_VALUE)[tokens]), memory

@@ -46,9 +46,9 @@ class Quotients:
 
     def propose(
         self, model: Any, context: Context, memory: Programs, state: SearchState, key: Array
-    ) -> Programs:
+    ) -> tuple[Programs, Programs]:
         """The next of the queue."""
-        return jax.tree.map(lambda a: a[state.step % self.rounds], memory)
+        return jax.tree.map(lambda a: a[state.step % self.rounds], memory), memory
 
     def best(self, context: Context, most: int) -> Programs:
         """The `most` best quotients; x1 where there are no more."""

@@ -37,9 +37,9 @@ class Short:
 
     def propose(
         self, model: Any, context: Context, memory: Programs, state: SearchState, key: Array
-    ) -> Programs:
+    ) -> tuple[Programs, Programs]:
         """The next of the queue."""
-        return jax.tree.map(lambda a: a[state.step % self.rounds], memory)
+        return jax.tree.map(lambda a: a[state.step % self.rounds], memory), memory
 
 
 def correlations(library: Library, points: Points) -> tuple[Array, Array, Array]:

@@ -32,12 +32,10 @@ NAMES = sorted(
 FIRST_EDITION = {  # to be rewritten with the next network; their cells are still long
     "03_encoder",
     "04_refiner",
-    "05_newton_schulz",
     "06_training",
     "07_halting",
     "08_decoding",
     "09_aha",
-    "11_table",
 }
 IGNORED = "nbval-ignore-output"
 MAGIC = re.compile(r"^\s*[%!].*$", re.MULTILINE)
@@ -141,7 +139,7 @@ def test_size(name: str) -> None:
     words = sum(
         len(cell.source.split()) for cell in executed(name).cells if cell.cell_type == "markdown"
     )
-    assert 19 <= len(sizes) <= 45
+    assert 19 <= len(sizes) <= 50
     assert statistics.median(sizes) <= 6
     assert sizes[int(0.9 * len(sizes))] <= 18
     assert sizes[-1] <= (35 if name in FIRST_EDITION else 25)

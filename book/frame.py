@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-TITLE = "#@title Set-up: installs `refinemath` only where it is missing"
+TITLE = "#@title Set-up: installs `refinemath` if it is missing"
 COLAB = re.compile(r"^\[Open this chapter in Colab\]\(\S*\)", re.MULTILINE)
 
 
@@ -70,20 +70,27 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-REPOSITORY = "{repository()}"  #@param {{type: "string"}}
-missing = [n for n in ("jax", "flax", "scipy", "sympy", "matplotlib") if find_spec(n) is None]
-assert not missing, f"no {{missing}}; in a clone of {{REPOSITORY}}: pip install -r requirements.txt"
-book = next((f for f in Path("_").resolve().parents if (f / "_toc.yml").is_file()), Path("book"))
+REPOSITORY = "{repository()}" #@param {{type:"string"}}
+NEEDED = "jax", "flax", "scipy", "sympy", "matplotlib"
+missing = [name for name in NEEDED if find_spec(name) is None]
+assert not missing, (
+    f"no {{missing}}; in a clone of {{REPOSITORY}}: "
+    "pip install -r requirements.txt")
+folders = Path("_").resolve().parents
+book = next((f for f in folders if (f / "_toc.yml").is_file()), Path("book"))
 if not book.is_dir():  # on Colab
-    subprocess.run(["git", "clone", "-q", "--depth", "1", REPOSITORY, "book"], check=True)
+    clone = ["git", "clone", "-q", "--depth", "1", REPOSITORY, "book"]
+    subprocess.run(clone, check=True)
 os.chdir(book / "notebooks")
 if find_spec("refinemath") is None:
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps"]
     packages = ["..", "jaxtyping", "wadler-lindig"]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", *packages], check=True)
+    subprocess.run([*pip, *packages], check=True)
 
 import jax
 
-print(f"JAX {{jax.__version__}} runs on: {{', '.join(device.device_kind for device in jax.devices())}}")"""
+kinds = ", ".join(device.device_kind for device in jax.devices())
+print(f"JAX {{jax.__version__}} runs on: {{kinds}}")"""
 
 
 def framed_text(text: str, name: str) -> str:

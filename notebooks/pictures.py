@@ -7,7 +7,7 @@ Every function takes a `Result` of `RefineMath.solve`; the drawing style is that
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -299,4 +299,80 @@ def cloud_html(result: Result, *, name: str = "cloud") -> str:
         dots="".join(f'<circle cx="{a:g}" cy="{b:g}" r="2.2"/>' for a, b in places[0]),
         at=json.dumps(places.tolist()),
         all_words=json.dumps(words),
+    )
+
+
+_SCHEDULE_PAGE = """<div class="interactive" id="ns-map">
+<svg viewBox="0 0 355 232" style="max-height:26rem" font-size="10" fill="currentColor" role="img"
+ aria-label="The map of singular values under a schedule, with 16 singular values as dots on it.">
+<path d="M40 20V190H345M40 60H345" fill="none" stroke="currentColor" stroke-width="0.6"/>{ticks}
+<text x="190" y="224" text-anchor="middle">singular value before</text>
+<text x="44" y="16">singular value after</text>
+<polyline class="line" fill="none" stroke="var(--rm-cloud, {cloud})" stroke-width="1.5"
+ points="{line}"/>
+<g class="dots" fill="var(--rm-point, {point})">{dots}</g></svg>
+<p><label>Polynomial <select aria-label="Polynomial"><option value="cubic">cubic</option>
+<option value="muon">Muon</option><option value="polar">Polar Express, then Taylor</option></select>
+</label></p>
+<p><label>Steps <input type="range" min="0" max="12" value="4" aria-label="Number of steps"></label>
+</p>
+<p><output>cubic, 4 steps: choose a polynomial and a number of steps</output></p></div>
+<script>(() => {{
+  const box = document.getElementById("ns-map"), find = (q) => box.querySelector(q);
+  const dots = box.querySelectorAll("circle"), S = {schedules}, s0 = {values};
+  const fine = Array.from({{length: 601}}, (_, i) => 10 ** (i / 200 - 3));
+  const draw = () => {{
+    const name = find("select").value, T = Number(find("input").value), list = S[name];
+    const map = (s) => {{
+      for (let t = 0; t < T; t++) {{
+        const [a, b, c] = list[Math.min(t, list.length - 1)];
+        s = a * s + b * s ** 3 + c * s ** 5;
+      }}
+      return s;
+    }};
+    const at = (s) => [40 + 100 * (Math.log10(s) + 3), 190 - 130 * map(s)];
+    const line = fine.map((s) => at(s).map((v) => v.toFixed(1)).join(",")).join(" ");
+    find(".line").setAttribute("points", line);
+    s0.forEach((s, i) => {{
+      const [u, v] = at(s);
+      dots[i].setAttribute("cx", u);
+      dots[i].setAttribute("cy", v);
+    }});
+    const out = s0.map(map), word = find("select").selectedOptions[0].text;
+    find("output").textContent = `${{word}}, ${{T}} steps: singular values from ` +
+      `${{Math.min(...out).toFixed(4)}} to ${{Math.max(...out).toFixed(4)}}`;
+  }};
+  box.addEventListener("input", draw);
+  draw();
+}})();</script>"""
+
+
+def schedule_html(schedules: Mapping[str, Sequence[Sequence[float]]], values: np.ndarray) -> str:
+    """The map of singular values with a slider over the steps, as one piece of HTML: an SVG and a
+    few lines of script, nothing from the network.
+
+    Without the script it shows four steps of the schedule "cubic".  Chapter 5.
+    """
+
+    def drawn(s: np.ndarray) -> np.ndarray:
+        out = s
+        for a, b, c in schedules["cubic"][:4]:
+            out = a * out + b * out**3 + c * out**5
+        return np.round(np.column_stack([40 + 100 * (np.log10(s) + 3), 190 - 130 * out]), 1)
+
+    across = "".join(
+        f'<text x="{40 + 100 * i}" y="206" text-anchor="middle">{10 ** (i - 3):g}</text>'
+        for i in range(4)
+    )
+    up = "".join(
+        f'<text x="34" y="{194 - 130 * p:g}" text-anchor="end">{p:g}</text>' for p in (0, 0.5, 1)
+    )
+    return _SCHEDULE_PAGE.format(
+        ticks=across + up,
+        cloud=CLOUD,
+        point=POINT,
+        line=" ".join(f"{a:g},{b:g}" for a, b in drawn(np.geomspace(1e-3, 1, 240))),
+        dots="".join(f'<circle cx="{a:g}" cy="{b:g}" r="3"/>' for a, b in drawn(values)),
+        schedules=json.dumps({name: list(steps) for name, steps in schedules.items()}),
+        values=json.dumps(np.round(values, 6).tolist()),
     )

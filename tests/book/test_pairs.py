@@ -29,6 +29,14 @@ NAMES = sorted(
         for path in ROOT.glob(f"{folder}/*.{end}")
     }
 )
+FIRST_EDITION = {  # to be rewritten with the next network; their cells are still long
+    "03_encoder",
+    "04_refiner",
+    "06_training",
+    "07_halting",
+    "08_decoding",
+    "09_aha",
+}
 IGNORED = "nbval-ignore-output"
 MAGIC = re.compile(r"^\s*[%!].*$", re.MULTILINE)
 
@@ -127,15 +135,22 @@ def test_outputs_are_complete_and_clean(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_size(name: str) -> None:
-    sizes = sorted(lines(cell) for cell in code_cells(name))
+    sizes = sorted(lines(cell) for cell in code_cells(name)[1:])  # without the set-up cell
     words = sum(
         len(cell.source.split()) for cell in executed(name).cells if cell.cell_type == "markdown"
     )
-    assert 20 <= len(sizes) <= 35
+    assert 19 <= len(sizes) <= 50
     assert statistics.median(sizes) <= 6
     assert sizes[int(0.9 * len(sizes))] <= 18
-    assert sizes[-1] <= 35
+    assert sizes[-1] <= (35 if name in FIRST_EDITION else 25)
     assert 1500 <= words <= 3000
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - FIRST_EDITION))
+def test_no_line_of_code_is_cut_off(name: str) -> None:
+    """The page shows 79 characters."""
+    wide = [line for cell in code_cells(name) for line in cell.source.splitlines()]
+    assert [line for line in wide if len(line) > 79] == []
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -87,7 +87,13 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=8.0,
         metavar="S",
-        help="seconds within which the last search should end (default 8)",
+        help="seconds within which the answer should be there, compiling apart (default 8)",
+    )
+    solve.add_argument(
+        "--searches",
+        type=int,
+        metavar="N",
+        help="run N searches and look at no clock: the same seed gives the same answer",
     )
     solve.add_argument(
         "--seed", type=int, default=0, help="makes the answer repeatable (default 0)"
@@ -232,6 +238,7 @@ def _solve(options: argparse.Namespace) -> int:
         threshold=options.threshold,
         seed=options.seed,
         time_budget=options.time_budget,
+        searches=options.searches,
     )
     target = options.plot or Path(options.file.name).with_suffix(".formula.png")
     print(f"formula     {result.target} = {result.sympy()}")
@@ -249,10 +256,15 @@ def _solve(options: argparse.Namespace) -> int:
         f"work        {result.steps} steps in {result.searches} "
         f"search{'es' if result.searches > 1 else ''}"
     )
-    print(f"time        {result.seconds:.1f} s")
+    print(
+        f"time        {result.seconds - result.compile_seconds:.1f} s"
+        f", and {result.compile_seconds:.1f} s until all was compiled"
+    )
     if result.unused:
         print(f"unused      {', '.join(result.unused)}")
-    if not result.found:
+    if result.is_mean and not result.found:
+        print("No formula is better than the mean.")
+    elif not result.found:
         print("No formula explains 99 % of the variance; this is the best attempt.")
     result.plot(target)
     print(f"plot        {target}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,8 +11,9 @@ import numpy as np
 import sympy
 
 from refinemath.answer.choose import FrontEntry
-from refinemath.answer.solution import EXACT, fraction_unexplained
-from refinemath.answer.symbolic import latex_name, latex_of, pretty, python_of
+from refinemath.answer.solution import EXACT, evaluated_fvu
+from refinemath.answer.statement import is_established
+from refinemath.answer.symbolic import latex_name, latex_of, pretty, printed_text, python_of
 from refinemath.compiled import SearchRecord
 from refinemath.expression import VARIABLES, Formula
 from refinemath.problem import Table, read_inputs
@@ -25,11 +25,13 @@ FOUND = 0.01  # FVU under which a formula counts as found
 class Result:
     """What `solve` found.  Unpacks as `formula_latex, iterations`.
 
-    `converged`: the latent velocity stayed under the threshold for two steps.  `exact`: the fit is
-    exact to float64.  `found`: the formula explains at least 99 % of the variance.  None of the
-    three proves that the formula is the law behind the data.  Chapter 8. `iterations`: refiner
-    steps of the search that found the formula; `steps`: of all `searches` together, which is what a
-    hard problem costs.
+    `formula` is, number for number, what is printed; `fvu`: what it leaves unexplained on all
+    points, evaluated as it stands.  `converged`: the latent velocity stayed under the threshold for
+    two steps.  `exact`: the fit is exact to float64, and the points are such that this could have
+    been otherwise.  `found`: the formula explains at least 99 % of the variance.  None of the three
+    proves that the formula is the law behind the data.  Chapter 8. `iterations`: refiner steps of
+    the search that found the formula; `steps`: of all `searches` together, which is what a hard
+    problem costs.  `compile_seconds`: of `seconds`, those for which the compiler was waited for.
     """
 
     latex: str
@@ -45,6 +47,7 @@ class Result:
     x: np.ndarray = field(repr=False)  # (points, variables)
     y: np.ndarray = field(repr=False)
     seconds: float = 0.0
+    compile_seconds: float = 0.0
     searches: int = 0
     steps: int = 0
     digits: int = 6  # significant digits with which numbers are printed
@@ -53,6 +56,11 @@ class Result:
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.latex, self.iterations))
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether the answer is a constant, since no formula is better than the mean of y."""
+        return not any(part in VARIABLES for part in self.formula.parts)
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -91,34 +99,36 @@ class Result:
         return f"$\\displaystyle {latex_name(self.target)} = {self.latex}$"
 
     def __str__(self) -> str:
-        return f"{self.target} = {self.sympy()}"
+        return f"{self.target} = {printed_text(self.sympy())}"
 
 
 def judged(result: Result, x: np.ndarray, y: np.ndarray) -> Result:
-    """The result of some of the points x (points, variables), y, with its fit measured on all of
-    them; infinite where the formula is undefined at one.
+    """The result with its fit measured on the points x (points, variables), y by its formula as it
+    stands; infinite where that is undefined at one.
     """
-    residual = y - result.formula.evaluate(x.T)
-    fvu = fraction_unexplained(residual, y) if np.all(np.isfinite(residual)) else math.inf
-    return replace(result, fvu=fvu, exact=fvu < EXACT, found=fvu < FOUND, x=x, y=y)
+    fvu = evaluated_fvu(result.formula, x.T, y)
+    exact = fvu < EXACT and is_established(result.formula, x.T, y)
+    return replace(result, fvu=fvu, exact=exact, found=fvu < FOUND, x=x, y=y)
 
 
 def constant_result(table: Table) -> Result:
-    """The answer for a y that does not change: no search, no step."""
-    formula = Formula((float(np.mean(table.y)),))
+    """The answer for a y that does not change, up to rounding: no search, no step."""
+    formula = Formula((float(np.median(table.y)),))
+    fvu = evaluated_fvu(formula, table.x.T, table.y)
     return Result(
-        latex=latex_of(formula),
+        latex=latex_of(formula, 17),
         iterations=0,
         formula=formula,
-        fvu=0.0,
+        fvu=fvu,
         converged=True,
-        exact=True,
-        found=True,
-        candidates=(FrontEntry(1, 0.0, str(pretty(formula))),),
+        exact=fvu == 0.0,
+        found=fvu == 0.0,
+        candidates=(FrontEntry(1, fvu, printed_text(pretty(formula, 17))),),
         velocity=np.zeros((0, 1)),
         outcome=None,
         x=table.x,
         y=table.y,
+        digits=17,
         names=table.names,
         target=table.target,
     )

@@ -17,15 +17,16 @@ import numpy as np
 from jax import Array
 
 from refinemath.answer.choose import Answers, Candidates, pareto_front, refit_transformed
-from refinemath.answer.rounding import digits_needed
-from refinemath.answer.solution import EXACT, Solution, fit_many_points
+from refinemath.answer.solution import fit_many_points
+from refinemath.answer.statement import state
 from refinemath.answer.symbolic import latex_of
 from refinemath.answer.targets import IDENTITY, target_transforms
 from refinemath.compiled import SearchRecord, no_rows, record_search, run_search
 from refinemath.corpus.build import blind_table
-from refinemath.expression import SLOTS
+from refinemath.expression import SLOTS, Formula
 from refinemath.fitting import Points
 from refinemath.loop import Proposer, SearchConfig, SearchOutput, declares
+from refinemath.pace import Pace, measure_pace
 from refinemath.problem import (
     MOST_POINTS,
     SEARCH_POINTS,
@@ -39,7 +40,7 @@ from refinemath.problem import (
 )
 from refinemath.proposers.library import short_skeletons
 from refinemath.proposers.registry import DEFAULT, resolve
-from refinemath.result import FOUND, Result, constant_result, judged
+from refinemath.result import Result, constant_result, judged
 from refinemath.schedule import Schedule
 from refinemath.weights import Weights, load_weights, shipped_weights
 
@@ -143,6 +144,7 @@ class RefineMath:
         threshold: float = 1e-5,
         seed: int = 0,
         time_budget: float = 8.0,
+        searches: int | None = None,
     ) -> Result:
         """Find a formula for the points; returns a `Result` that unpacks as `formula_latex,
         iterations`.
@@ -150,45 +152,33 @@ class RefineMath:
         `data`: rows (x, y), see `read_table` for all forms.  `target`, `features`: names or
         positions of the columns to explain and to explain it by (the last one, all others).
         `threshold`: the relative latent velocity |Z_t - Z_{t-1}| / |Z_{t-1}| under which a thought
-        has settled.  `seed`: makes the answer repeatable, where the same number of searches fits
-        into the time; its last 32 bits count.  `time_budget`: seconds within which the last search
-        should end (the first always runs).  A poor fit is a result with `found` False, not an
-        error.  Raises `DataError`, `CheckpointError`, `ValueError`.
+        has settled.  `seed`: its last 32 bits count.  `time_budget`: seconds within which the
+        answer should be there; they are counted from when all is compiled, and where they are few
+        the first search takes fewer steps.  `searches`: run so many, or fewer if one is exact, and
+        look at no clock: with the same seed the answer is the same.  A poor fit is a result with
+        `found` False, not an error.  Raises `DataError`, `CheckpointError`, `ValueError`.
         """
         began = time.perf_counter()
-        _check_options(threshold, seed, time_budget)
+        _check_options(threshold, seed, time_budget, searches)
         table = read_table(data, y, target=target, features=features)
         engine = self._engine(len(table.names))
         if table.constant:
             return replace(constant_result(table), seconds=time.perf_counter() - began)
         few = spread_out(table.x.T, MOST_POINTS) if len(table.y) > MOST_POINTS else slice(None)
         problem = prepare(table.x[few], table.y[few], table.names)
+        pace, compile_seconds = engine.pace(problem)
+        transforms = target_transforms(len(table.names)) if self.transforms else ()
         schedule = Schedule(
             problem,
-            target_transforms(len(table.names)) if self.transforms else (),
+            transforms,
             time_budget=time_budget,
             patience=self.patience,
-            began=began,
+            pace=pace,
+            searches=searches,
         )
-        search = functools.partial(engine.search, schedule, int(seed))
-        answers, output, steps = Answers(problem), search(0), 0
-        kept = 0, output
-        while True:
-            solved = float(output.pool.fvu[0]) <= self.config.solved  # waits for the device
-            # the device searches on while the host reads
-            ahead = search(schedule.turn + 1) if schedule.search_ended(solved=solved) else None
-            steps += int(output.steps)
-            seen = schedule.view(schedule.turn)
-            improved = answers.add(refit_transformed(pool_candidates(output), *seen, problem))
-            kept = (schedule.turn, output) if improved else kept
-            if schedule.reading_ended(improved=improved, exact=answers.exact):
-                break
-            output = search(schedule.turn) if ahead is None else ahead
-        record = engine.record(schedule, *kept, threshold)
-        steps += record.steps - record.searched
-        result = _result(answers, record, table)
+        result = engine.solve(schedule, table, int(seed), threshold)
         seconds = time.perf_counter() - began
-        return replace(result, searches=schedule.turn + 1, steps=steps, seconds=seconds)
+        return replace(result, compile_seconds=compile_seconds, seconds=seconds)
 
     def parameters(self) -> Weights:
         """The weights that this model searches with.  Raises `CheckpointError`."""
@@ -215,6 +205,9 @@ class RefineMath:
         return Engine(weights, proposers, self.config, slots, variables)
 
 
+_PACES: dict[Any, Pace] = {}  # of every kind of search that this process has compiled
+
+
 @dataclass(frozen=True)
 class Engine:
     """The compiled search of one model in so many variables, with all that it only reads."""
@@ -225,31 +218,78 @@ class Engine:
     slots: int
     variables: int
 
+    def solve(self, schedule: Schedule, table: Table, seed: int, threshold: float) -> Result:
+        """Search after search, as the schedule says, and the result."""
+        search = functools.partial(self.search, schedule, seed)
+        answers = Answers(schedule.problem, schedule.reading_ends)
+        output, steps = search(0), 0
+        kept = 0, output
+        while True:
+            solved = float(output.pool.fvu[0]) <= self.config.solved  # waits for the device
+            # the device searches on while the host reads
+            ahead = search(schedule.turn + 1) if schedule.search_ended(solved=solved) else None
+            steps += int(output.steps)
+            seen = schedule.view(schedule.turn)
+            found = refit_transformed(pool_candidates(output), *seen, schedule.problem)
+            improved = answers.add(found)
+            kept = (schedule.turn, output) if improved else kept
+            if schedule.reading_ended(improved=improved, exact=answers.exact):
+                break
+            output = search(schedule.turn) if ahead is None else ahead
+        record = self.record(schedule, *kept, threshold)
+        steps += record.steps - record.searched
+        result = _result(answers, record, table)
+        return replace(result, searches=schedule.turn + 1, steps=steps)
+
     def search(self, schedule: Schedule, seed: int, turn: int) -> SearchOutput:
-        """Start a search; the device goes on with it after this returns.  The first one of a kind
-        is compiled before.
-        """
+        """Start a search; the device goes on with it after this returns."""
         transform, seen = schedule.view(turn)
         limit = self.config.search_steps if transform == IDENTITY else SHORT_SEARCH
-        output = run_search(
+        points = device_points(seen, search_room(schedule.problem))
+        key = jax.random.fold_in(jax.random.key(seed % 2**63), turn)
+        output = self._run(points, key, schedule.search_steps(limit))
+        schedule.search_started()
+        return output
+
+    def _run(self, points: Points, key: Array, limit: int) -> SearchOutput:
+        return run_search(
             *self._model(),
-            device_points(seen, search_room(schedule.problem)),
-            jax.random.fold_in(jax.random.key(seed % 2**63), turn),
+            points,
+            key,
             self._rows("uses_library", short_skeletons),
             self._rows("uses_table", blind_table),
             jnp.int32(limit),
             proposers=self.proposers,
             config=self.config,
         )
-        schedule.search_started()
-        return output
 
     def record(
         self, schedule: Schedule, turn: int, output: SearchOutput, threshold: float
     ) -> SearchRecord:
         """The record of a search; its latents come to rest first."""
         points = device_points(schedule.view(turn)[1], search_room(schedule.problem))
-        return record_search(*self._model(), points, output, threshold, self.config)
+        limit = schedule.settling_steps(self.config.steps - int(output.steps))
+        return record_search(*self._model(), points, output, threshold, limit, self.config)
+
+    def pace(self, problem: Problem) -> tuple[Pace, float]:
+        """How fast searches of such problems are, and the seconds that it took to find out.
+
+        In the first call of a process all is compiled, and two searches of a few steps and one
+        settling are timed; they are searches of no consequence.
+        """
+        shape = self.weights and self.weights.config
+        room = search_room(problem)
+        kind = (shape, self.proposers, self.config, self.slots, self.variables, room)
+        began = time.perf_counter()
+        if kind not in _PACES:
+            points, model = device_points(problem, room), self._model()
+            _PACES[kind] = measure_pace(
+                lambda limit: self._run(points, jax.random.key(0), limit),
+                lambda found, limit: record_search(
+                    *model, points, found, 1e-30, limit, self.config
+                ),
+            )
+        return _PACES[kind], time.perf_counter() - began
 
     def _model(self) -> tuple[Any, Any]:
         return (None, None) if self.weights is None else self.weights[:2]
@@ -261,11 +301,13 @@ class Engine:
         return no_rows(self.slots)
 
 
-def _check_options(threshold: Any, seed: Any, time_budget: Any) -> None:
+def _check_options(threshold: Any, seed: Any, time_budget: Any, searches: Any) -> None:
     if not isinstance(threshold, numbers.Real) or not 0 < float(threshold) < 1:
         raise ValueError(f"threshold is {threshold!r}; it must be a number between 0 and 1")
     if not isinstance(time_budget, numbers.Real) or not float(time_budget) > 0:
         raise ValueError(f"time_budget is {time_budget!r}; it must be a positive number of seconds")
+    if searches is not None and (not _is_whole(searches) or searches < 1):
+        raise ValueError(f"searches is {searches!r}; it must be a whole number, 1 or more, or None")
     if not _is_whole(seed) or not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed is {seed!r}; it must be a whole number of at most 64 bits")
 
@@ -277,28 +319,30 @@ def pool_candidates(output: SearchOutput) -> Candidates:
 
 
 def _result(answers: Answers, record: SearchRecord, table: Table) -> Result:
-    """The result for a table, with the search that has found the answer."""
-    problem = answers.problem
-    chosen = answers.best or Solution((), (), float(np.mean(problem.y)), 1.0)
-    if len(table.y) > len(problem.y):
-        chosen = fit_many_points(chosen, table.x.T, table.y)
-    formula = chosen.formula()
-    digits = digits_needed(formula, problem.x, problem.y)
+    """The result for a table, with the search that has found the answer; the mean of y where no
+    formula is better.
+    """
+    chosen, x = answers.best or answers.mean, table.x.T
+    if len(table.y) > len(answers.problem.y):
+        chosen = fit_many_points(chosen, x, table.y)
+    stated = state(chosen.formula(), x, table.y)
+    if not stated.fvu < 1.0:
+        stated = state(Formula((float(np.mean(table.y)),)), x, table.y)
     result = Result(
-        latex=latex_of(formula, digits, table.names),
+        latex=latex_of(stated.formula, 17, table.names),
         iterations=record.steps,
-        formula=formula,
-        fvu=chosen.fvu,
+        formula=stated.formula,
+        fvu=stated.fvu,
         converged=record.converged,
-        exact=chosen.fvu < EXACT,
-        found=chosen.fvu < FOUND,
-        candidates=pareto_front(answers.solutions, problem, digits - 1),
+        exact=False,
+        found=False,
+        candidates=pareto_front(answers.solutions, answers.problem),
         velocity=np.asarray(record.trace.velocity),
         outcome=record,
         x=table.x,
         y=table.y,
-        digits=digits,
+        digits=stated.digits,
         names=table.names,
         target=table.target,
     )
-    return judged(result, table.x, table.y) if len(table.y) > len(problem.y) else result
+    return judged(result, table.x, table.y)

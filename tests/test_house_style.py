@@ -41,10 +41,10 @@ SEARCH = (
     "proposers.registry compiled",
 )
 AROUND = (
-    "weights corpus corpus.canonical corpus.signatures problem compilation",
+    "weights corpus corpus.canonical corpus.signatures problem compilation pace",
     "answer answer.solution",
     "answer.rounding answer.symbolic",
-    "answer.targets",
+    "answer.targets answer.statement",
     "answer.choose corpus.exclusions schedule",
     "corpus.build result",
     "solver plots training",

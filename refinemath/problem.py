@@ -59,6 +59,7 @@ def read_table(
     elif target is not None:
         raise DataError("target names a column of one table; here y is given beside the data")
     else:
+        _check_index(data, y)
         table = _join_columns(_columns(data, "x"), _columns(y, "y"), features)
     _check(table)
     return table
@@ -67,6 +68,13 @@ def read_table(
 def read_points(data: Any, y: Any = None) -> tuple[np.ndarray, np.ndarray]:
     """x (points, variables) and y (points,) of `read_table`."""
     return read_table(data, y)[:2]
+
+
+def _check_index(*columns: Any) -> None:
+    found = [getattr(c, "index", None) for c in columns]
+    known = [np.asarray(i) for i in found if i is not None and not callable(i)]
+    if len(known) == 2 and not np.array_equal(known[0], known[1]):
+        raise DataError("x and y have different indexes; align them, or give their values")
 
 
 def _columns(data: Any, what: str) -> tuple[np.ndarray, list[str] | None]:
@@ -259,6 +267,11 @@ def _is_number(text: str) -> bool:
 
 
 def _numbers(data: Any, name: str) -> np.ndarray:
+    if hasattr(data, "detach"):  # a tensor that may require gradients
+        data = data.detach().cpu()
+    kinds = getattr(data, "dtypes", ())  # a list for polars
+    if isinstance(kinds, list) and "Date" in str(kinds):
+        raise DataError(f"{name} holds dates; give days or seconds from the first one as numbers")
     if hasattr(data, "to_numpy"):
         data = data.to_numpy()
     if np.ma.isMaskedArray(data) and np.ma.is_masked(data):
@@ -273,6 +286,8 @@ def _numbers(data: Any, name: str) -> np.ndarray:
         ) from None
     if array.dtype.kind == "c":
         raise DataError(f"{name} holds complex numbers; the language is real")
+    if array.dtype.kind == "b" and name == "y":
+        raise DataError("y holds True and False; give 0 and 1 as numbers if those are meant")
     if array.dtype.kind not in "fiub":
         raise DataError(f"{name} has type {array.dtype}; numbers are needed")
     return array.astype(np.float64)

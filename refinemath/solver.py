@@ -125,6 +125,8 @@ class RefineMath:
             raise ValueError(f"patience is {patience!r}; it must be a whole number, 0 or more")
         self.latent_dim = int(latent_dim)
         self.max_iters = int(max_iters)
+        if not isinstance(weights, str | Path | None):
+            raise ValueError(f"weights is {weights!r}; it must be the path of a weights file")
         self.weights = None if weights is None else Path(weights)
         self.proposers = resolve(proposers)
         self.transforms = transforms
@@ -167,10 +169,9 @@ class RefineMath:
         few = spread_out(table.x.T, MOST_POINTS) if len(table.y) > MOST_POINTS else slice(None)
         problem = prepare(table.x[few], table.y[few], table.names)
         pace, compile_seconds = engine.pace(problem)
-        transforms = target_transforms(len(table.names)) if self.transforms else ()
         schedule = Schedule(
             problem,
-            transforms,
+            target_transforms(len(table.names)) if self.transforms else (),
             time_budget=time_budget,
             patience=self.patience,
             pace=pace,
@@ -345,4 +346,5 @@ def _result(answers: Answers, record: SearchRecord, table: Table) -> Result:
         names=table.names,
         target=table.target,
     )
-    return judged(result, table.x, table.y)
+    result = judged(result, table.x, table.y)
+    return replace(result, fvu=min(result.fvu, 1.0)) if result.is_mean else result

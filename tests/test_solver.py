@@ -381,10 +381,10 @@ def test_where_there_is_little_time_the_first_search_is_short(
     now = [50.0]
     monkeypatch.setattr(schedule_module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     problem = prepare(X[:, None], np.sin(X))
-    plan = schedule_of(problem, time_budget=budget, pace=Pace(0.1, 0.099, 0.02))
+    plan = schedule_of(problem, time_budget=budget, pace=Pace(0.1, 0.099, 0.03))
     assert plan.search_steps(16) == steps
     now[0] += budget - 0.1
-    assert plan.settling_steps(32) == (4 if budget > 0.1 else 5)
+    assert plan.settling_steps(32) == 3
     now[0] += 1.0
     assert plan.settling_steps(32) == 0
     plan.turn = 1
@@ -882,6 +882,8 @@ def bad_points() -> Iterator[tuple[str, Any, Any]]:
         pd.DataFrame({"x": pd.date_range("2026-01-01", periods=8), "y": range(8)}),
         None,
     )
+    yield "true and false", X, X > 1
+    yield "two indexes", pd.Series(X), pd.Series(X, index=np.arange(24) + 1)
     yield "eleven variables", np.random.default_rng(0).normal(size=(24, 12)), None
 
 
@@ -992,7 +994,8 @@ def test_any_whole_number_is_a_seed(seed: int, solver: RefineMath) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"max_iters": v} for v in (0, -1, 1.5, "8", None, 5000, math.nan)]
+    [{"weights": v} for v in (5, [1])]
+    + [{"max_iters": v} for v in (0, -1, 1.5, "8", None, 5000, math.nan)]
     + [{"latent_dim": v} for v in (0, -512, 512.0, "512", None)],
     ids=str,
 )

@@ -42,28 +42,29 @@ class Bound(NamedTuple):
     y: np.ndarray
     most: float
 
-    def keeps(self, formula: Formula) -> bool:
-        """Whether a formula fits the points no worse."""
-        return evaluated_fvu(formula, self.x, self.y) <= self.most
+    def keeps(self, formula: Formula | None) -> bool:
+        """Whether there is a formula and it fits the points no worse."""
+        return formula is not None and evaluated_fvu(formula, self.x, self.y) <= self.most
 
 
 def state(formula: Formula, x: np.ndarray, y: np.ndarray, *, forms: bool = True) -> Statement:
     """A formula as it shall be printed, no worse on x (variables, points), y (points,) than before.
 
     Among the function as it is and SymPy's expanded, common and factored forms of it (`forms`), the
-    one of the fewest tokens, then characters, is taken.  An exact fit stays exact.  Where not even
-    17 digits say what the formula says, it is left as it is.
+    one of the fewest tokens, then characters, is taken.  An exact fit stays exact.  Where rounding
+    makes every print worse, the one of 17 digits counts, with its own FVU.
     """
     bound = _bound(formula, x, y)
     formula = prune(formula, bound)
-    plain = next((f for d in DIGITS if (f := as_printed(formula, d)) and bound.keeps(f)), None)
-    if plain is None:
-        return Statement(formula, evaluated_fvu(formula, x, y), 17)
-    digits = next(d for d in DIGITS if as_printed(formula, d) == plain)
+    digits = next((d for d in DIGITS if bound.keeps(as_printed(formula, d))), DIGITS[-1])
+    plain = as_printed(formula, digits)
+    if plain is None or not bound.keeps(plain):
+        best = plain or formula
+        return Statement(best, evaluated_fvu(best, x, y), digits)
     written = [plain, as_printed(formula, digits, halves=True)]
     for other in other_forms(formula) if forms else ():
         written += [as_printed(other, digits), as_printed(other, digits, halves=True)]
-    kept = [f for f in dict.fromkeys(written) if f is not None and bound.keeps(f)]
+    kept = [f for f in dict.fromkeys(written) if bound.keeps(f)]
     best = min(kept, key=printed_length)
     return Statement(best, evaluated_fvu(best, x, y), digits)
 
@@ -234,7 +235,8 @@ def is_established(formula: Formula, x: np.ndarray, y: np.ndarray) -> bool:
     left, singular, _ = np.linalg.svd(design / size, full_matrices=False)
     leverage = np.sum(left[:, singular > 1e-12 * singular[0]] ** 2, axis=1)
     order = np.argsort(x[0], kind="stable")
-    between = x[:, order[:-1]] + 0.382 * np.diff(x[:, order], axis=1)
+    shares = np.linspace(0.21, 0.83, x.shape[1] - 1)
+    between = x[:, order[:-1]] + shares * np.diff(x[:, order], axis=1)
     finer = formula.evaluate(between, dtype=np.longdouble)
     rounding = np.abs(np.asarray(finer - formula.evaluate(between), np.float64))
     steady = np.max(np.nan_to_num(rounding), initial=0.0) <= 1e-6 * spread

@@ -100,17 +100,17 @@ def record_search(
     points: Points,
     output: SearchOutput,
     threshold: float,
-    limit: int,
     config: SearchConfig,
+    limit: int | None = None,
 ) -> SearchRecord:
     """The record of a search; its latents are brought to rest first, if there are any, in at most
-    `limit` steps.
+    `limit` steps (those of `config` that are left).
     """
     searched = int(output.steps)
     latents, rows, steps, converged = output.latents, [(output.trace, searched)], searched, True
     if len(latents):
         best, stop = output.pool.candidates(), jnp.float32(threshold)
-        steps_left = jnp.int32(limit)
+        steps_left = jnp.int32(config.steps - searched if limit is None else limit)
         end = run_settle(params, graph, points, latents, best, stop, steps_left, config=config)
         latents, converged = end.latents, bool(end.converged)
         rows.append((end.trace, int(end.steps)))

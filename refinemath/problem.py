@@ -269,8 +269,7 @@ def _is_number(text: str) -> bool:
 def _numbers(data: Any, name: str) -> np.ndarray:
     if hasattr(data, "detach"):  # a tensor that may require gradients
         data = data.detach().cpu()
-    kinds = getattr(data, "dtypes", ())  # a list for polars
-    if isinstance(kinds, list) and "Date" in str(kinds):
+    if isinstance(kinds := getattr(data, "dtypes", ()), list) and "Date" in str(kinds):  # polars
         raise DataError(f"{name} holds dates; give days or seconds from the first one as numbers")
     if hasattr(data, "to_numpy"):
         data = data.to_numpy()

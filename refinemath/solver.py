@@ -270,7 +270,7 @@ class Engine:
         """The record of a search; its latents come to rest first."""
         points = device_points(schedule.view(turn)[1], search_room(schedule.problem))
         limit = schedule.settling_steps(self.config.steps - int(output.steps))
-        return record_search(*self._model(), points, output, threshold, limit, self.config)
+        return record_search(*self._model(), points, output, threshold, self.config, limit)
 
     def pace(self, problem: Problem) -> tuple[Pace, float]:
         """How fast searches of such problems are, and the seconds that it took to find out.
@@ -287,7 +287,7 @@ class Engine:
             _PACES[kind] = measure_pace(
                 lambda limit: self._run(points, jax.random.key(0), limit),
                 lambda found, limit: record_search(
-                    *model, points, found, 1e-30, limit, self.config
+                    *model, points, found, 1e-30, self.config, limit
                 ),
             )
         return _PACES[kind], time.perf_counter() - began

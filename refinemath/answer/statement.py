@@ -64,9 +64,9 @@ def state(formula: Formula, x: np.ndarray, y: np.ndarray, *, forms: bool = True)
     written = [plain, as_printed(formula, digits, halves=True)]
     for other in other_forms(formula) if forms else ():
         written += [as_printed(other, digits), as_printed(other, digits, halves=True)]
-    kept = [f for f in dict.fromkeys(written) if bound.keeps(f)]
-    best = min(kept, key=printed_length)
-    return Statement(best, evaluated_fvu(best, x, y), digits)
+    kept = [f for f in dict.fromkeys(written) if f is not None and bound.keeps(f)]
+    shortest = min(kept, key=printed_length)
+    return Statement(shortest, evaluated_fvu(shortest, x, y), digits)
 
 
 def _bound(formula: Formula, x: np.ndarray, y: np.ndarray) -> Bound:

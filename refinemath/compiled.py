@@ -104,14 +104,15 @@ def record_search(
     threshold: float,
     config: SearchConfig,
 ) -> SearchRecord:
-    """The record of a search; its latents are brought to rest first, if there are any."""
+    """The record of a search; its latents are brought to rest first, if there are any, in at most
+    the steps of `config` that are left.
+    """
     searched = int(output.steps)
     latents, rows, steps, converged = output.latents, [(output.trace, searched)], searched, True
     if len(latents):
-        best, limit = output.pool.candidates(), jnp.int32(config.steps - searched)
-        end = run_settle(
-            params, graph, points, latents, best, jnp.float32(threshold), limit, config=config
-        )
+        best, stop = output.pool.candidates(), jnp.float32(threshold)
+        steps_left = jnp.int32(config.steps - searched)
+        end = run_settle(params, graph, points, latents, best, stop, steps_left, config=config)
         latents, converged = end.latents, bool(end.converged)
         rows.append((end.trace, int(end.steps)))
         steps += int(end.steps)

@@ -48,6 +48,7 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
         threshold: float = 1e-5,
         random_state: Any = 0,
         time_budget: float = 8.0,
+        searches: int | None = None,
         weights: str | Path | None = None,
         proposers: Iterable[str | Proposer] | None = None,
         config: SearchConfig | None = None,
@@ -58,6 +59,7 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
         self.threshold = threshold
         self.random_state = random_state
         self.time_budget = time_budget
+        self.searches = searches
         self.weights = weights
         self.proposers = proposers
         self.config = config
@@ -87,6 +89,7 @@ class SymbolicRegressor(RegressorMixin, BaseEstimator):
             threshold=self.threshold,
             seed=int(state),
             time_budget=self.time_budget,
+            searches=self.searches,
         )
         self.result_: Result = result
         self.formula_ = result.formula

@@ -197,17 +197,23 @@ class Formula:
         """Prefix text, the exact inverse of `parse_prefix`."""
         return " ".join(p if isinstance(p, str) else repr(float(p)) for p in self.parts)
 
-    def evaluate(self, x: np.ndarray, constants: Sequence[float] | None = None) -> np.ndarray:
+    def evaluate(
+        self,
+        x: np.ndarray,
+        constants: Sequence[float] | None = None,
+        dtype: type[np.floating] = np.float64,
+    ) -> np.ndarray:
         """Values (points,) in float64 at x (variables, points); NaN where undefined over the reals.
 
         `constants`: other numbers to use in place of the formula's own, from left to right.
+        `dtype`: with which to compute, such as `np.longdouble`, to see what rounding does.
         """
-        x = np.asarray(x, np.float64)
+        x = np.asarray(x, dtype)
         numbers = list(self.constants() if constants is None else constants)
 
         def node(part: str | float, *operands: np.ndarray) -> np.ndarray:
             if not isinstance(part, str):
-                return np.full(x.shape[-1], numbers.pop())  # fold goes from right to left
+                return np.full(x.shape[-1], numbers.pop(), dtype)  # fold goes from right to left
             return (
                 x[VARIABLES.index(part)]
                 if part in VARIABLES
@@ -264,6 +270,15 @@ def _arity(part: str | float) -> int:
     )
 
 
+def subtree_stop(parts: Sequence[str | float], start: int) -> int:
+    """The place after the last part of the subtree that begins at `start`."""
+    stop, open_operands = start, 1
+    while open_operands:
+        open_operands += _arity(parts[stop]) - 1
+        stop += 1
+    return stop
+
+
 def fold(parts: Sequence[str | float], node: Callable[..., Any]) -> Any:
     """Evaluate a prefix sequence bottom-up with `node(part, *operands)`."""
     stack: list[Any] = []
@@ -317,10 +332,7 @@ def split_terms(formula: Formula) -> list[Formula]:
         if formula.parts[start] in ("add", "sub"):
             start, pending = start + 1, pending + 2
             continue
-        stop, open_operands = start, 1
-        while open_operands:
-            open_operands += _arity(formula.parts[stop]) - 1
-            stop += 1
+        stop = subtree_stop(formula.parts, start)
         terms.append(Formula(formula.parts[start:stop]))
         start = stop
     return terms

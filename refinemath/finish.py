@@ -12,8 +12,8 @@ import sympy
 
 from refinemath.answer.choose import Answers, FrontEntry, pareto_front
 from refinemath.answer.regression import choose_refitted
-from refinemath.answer.rounding import digits_needed
-from refinemath.answer.solution import Solution, code_length, fit_many_points
+from refinemath.answer.solution import code_length, fit_many_points
+from refinemath.answer.statement import DIGITS, state
 from refinemath.answer.symbolic import latex_of, pretty, rewrite
 from refinemath.compiled import SearchRecord
 from refinemath.control import Control, decades_hint, skeleton_length
@@ -29,7 +29,7 @@ def _finalists(answers: Answers, table: Table, control: Control) -> list[tuple[f
     """
     problem, errors = answers.problem, control.errors
     if errors.plain:
-        best = answers.best or Solution((), (), float(np.mean(problem.y)), 1.0)
+        best = answers.best or answers.mean
         if len(table.y) > len(problem.y):
             return [(0.0, fit_many_points(best, table.x.T, table.y).formula())]
         others = [s for s in answers.finalists if s != best]
@@ -47,10 +47,9 @@ def _finalists(answers: Answers, table: Table, control: Control) -> list[tuple[f
 def make_result(answers: Answers, record: SearchRecord, table: Table, control: Control) -> Result:
     """The result for a table, with the search that has found the answer."""
     finalists = _finalists(answers, table, control)
-    formula = finalists[0][1]
-    digits = digits_needed(formula, answers.problem.x, answers.problem.y)
+    formula, digits = _stated(finalists[0][1], table, control)
     result = Result(
-        latex=latex_of(formula, digits, table.names),
+        latex=latex_of(formula, 17, table.names),
         iterations=record.steps,
         formula=formula,
         fvu=math.nan,
@@ -70,8 +69,22 @@ def make_result(answers: Answers, record: SearchRecord, table: Table, control: C
         notes=(*table.notes, *decades_hint(table, control.errors)),
     )
     result = judged(result, table.x, table.y)
-    front = fronted(pareto_front(answers.solutions, answers.problem, digits - 1), result)
-    return replace(result, candidates=front, runners_up=runners_up(finalists, result))
+    front = fronted(pareto_front(answers.solutions, answers.problem), result)
+    result = replace(result, candidates=front, runners_up=runners_up(finalists, result))
+    return replace(result, fvu=min(result.fvu, 1.0)) if result.is_mean else result
+
+
+def _stated(formula: Formula, table: Table, control: Control) -> tuple[Formula, int]:
+    """The formula as it is printed, and the digits of its numbers; the mean of y where nothing is
+    better.  Where the errors are not equal, the last fit is printed as it is.
+    """
+    if not control.errors.plain:
+        return formula, DIGITS[0]
+    stated = state(formula, table.x.T, table.y)
+    if not stated.fvu < 1.0 or not control.allows(stated.formula):
+        mean = Formula((float(np.mean(table.y)),))
+        stated = state(formula if stated.fvu < 1.0 else mean, table.x.T, table.y, forms=False)
+    return stated.formula, stated.digits
 
 
 def fronted(entries: tuple[FrontEntry, ...], result: Result) -> Front:

@@ -30,6 +30,7 @@ def text_report(result: Result, threshold: float) -> str:
     exact = " (exact to float64)" if result.exact else ""
     settled = "settled" if result.converged else "not settled"
     searches = f"{result.searches} search{'es' if result.searches > 1 else ''}"
+    work = result.seconds - result.compile_seconds
     lines = [
         ("formula", str(result)),
         ("LaTeX", result.latex),
@@ -37,7 +38,7 @@ def text_report(result: Result, threshold: float) -> str:
         ("fit", f"unexplained variance {result.fvu:.3g}{exact}"),
         ("iterations", f"{result.iterations}, latent {settled} at threshold {threshold:g}"),
         ("work", f"{result.steps} steps in {searches}"),
-        ("time", f"{result.seconds:.1f} s"),
+        ("time", f"{work:.1f} s, and {result.compile_seconds:.1f} s until all was compiled"),
         ("unused", ", ".join(result.unused)),
     ]
     if result.uncertainty is not None and not result.exact:

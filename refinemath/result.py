@@ -15,8 +15,9 @@ import numpy as np
 import sympy
 
 from refinemath.answer.regression import DOWN_WEIGHTED, Errors, point_weights, weighted_fvu
-from refinemath.answer.solution import EXACT
-from refinemath.answer.symbolic import latex_name, latex_of, pretty
+from refinemath.answer.solution import EXACT, evaluated_fvu
+from refinemath.answer.statement import is_established
+from refinemath.answer.symbolic import latex_name, latex_of, pretty, printed_text
 from refinemath.answer.uncertainty import (
     Interval,
     Prediction,
@@ -42,13 +43,16 @@ FAR = 8.0  # robust standard deviations from which a row is named
 class Result(Written):
     """What `solve` found.  Unpacks as `formula_latex, iterations`.
 
-    `converged`: the latent velocity stayed under the threshold for two steps.  `exact`: the fit is
-    exact to float64.  `found`: the formula explains at least 99 % of the variance.  None of the
-    three proves that the formula is the law behind the data.  Chapter 8. `iterations`: refiner
-    steps of the search that found the formula; `steps`: of all `searches` together, which is what a
-    hard problem costs.  `fvu`: the fraction of variance unexplained, weighted where the errors
-    differ.  `candidates`: the front over length and fit; `runners_up`: what else was
-    considered at the end, with the odds against it; `notes`: what reading changed.
+    `formula` is, number for number, what is printed; `fvu`: what it leaves unexplained on all
+    points, evaluated as it stands, weighted where the errors differ.  `converged`: the latent
+    velocity stayed under the threshold for two steps.  `exact`: the fit is exact to float64, and
+    the points are such that this could have been otherwise.  `found`: the formula explains at least
+    99 % of the variance.  None of the three proves that the formula is the law behind the data.
+    Chapter 8.  `iterations`: refiner steps of the search that found the formula; `steps`: of all
+    `searches` together, which is what a hard problem costs.  `compile_seconds`: of `seconds`, those
+    for which the compiler was waited for.  `candidates`: the front over length and fit;
+    `runners_up`: what else was considered at the end, with the odds against it; `notes`: what
+    reading changed.
     """
 
     latex: str
@@ -64,6 +68,7 @@ class Result(Written):
     x: np.ndarray = field(repr=False)  # (points, variables)
     y: np.ndarray = field(repr=False)
     seconds: float = 0.0
+    compile_seconds: float = 0.0
     searches: int = 0
     steps: int = 0
     digits: int = 6  # significant digits with which numbers are printed
@@ -81,6 +86,11 @@ class Result(Written):
     def law(self) -> Formula:  # type: ignore[override]
         """The formula, as `Written` calls it."""
         return self.formula
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether the answer is a constant, since no formula is better than the mean of y."""
+        return not any(part in VARIABLES for part in self.formula.parts)
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -208,9 +218,14 @@ class Result(Written):
     def _repr_latex_(self) -> str:
         return f"$\\displaystyle {latex_name(self.target)} = {self.latex}$"
 
+    def __str__(self) -> str:
+        return f"{self.target} = {printed_text(self.sympy())}"
+
 
 def _warnings(result: Result) -> Iterator[str]:
-    if not result.found:
+    if result.is_mean and not result.found:
+        yield "no formula is better than the mean"
+    elif not result.found:
         yield "no formula explains 99 % of the variance; this is the best attempt"
     for other in result.runners_up:
         if other.odds < CLOSE and not result.exact:
@@ -287,33 +302,37 @@ def _candidate(record: dict[str, Any], result: Result) -> Candidate:
 
 
 def judged(result: Result, x: np.ndarray, y: np.ndarray) -> Result:
-    """The result of some of the points x (points, variables), y, with its fit measured on all of
-    them; infinite where the formula is undefined at one.
+    """The result with its fit measured on the points x (points, variables), y by its formula as it
+    stands; infinite where that is undefined at one.
     """
     fvu = weighted_fvu(result.formula, x.T, y, result.errors)
-    return replace(result, fvu=fvu, exact=fvu < EXACT, found=fvu < FOUND, x=x, y=y)
+    exact = fvu < EXACT and is_established(result.formula, x.T, y)
+    return replace(result, fvu=fvu, exact=exact, found=fvu < FOUND, x=x, y=y)
 
 
 def constant_result(table: Table) -> Result:
-    """The answer for a y that does not change: no search, no step."""
-    formula = Formula((float(np.mean(table.y)),))
+    """The answer for a y that does not change, up to rounding: no search, no step."""
+    formula = Formula((float(np.median(table.y)),))
+    fvu = evaluated_fvu(formula, table.x.T, table.y)
     result = Result(
-        latex=latex_of(formula),
+        latex=latex_of(formula, 17),
         iterations=0,
         formula=formula,
-        fvu=0.0,
+        fvu=fvu,
         converged=True,
-        exact=True,
-        found=True,
+        exact=fvu == 0.0,
+        found=fvu == 0.0,
         candidates=(),
         velocity=np.zeros((0, 1)),
         outcome=None,
         x=table.x,
         y=table.y,
+        digits=17,
         names=table.names,
         target=table.target,
         origins=table.origins,
         notes=table.notes,
     )
-    front = Candidate(1, 0.0, str(pretty(formula)), formula, math.nan, table.names, table.target)
+    text = printed_text(pretty(formula, 17))
+    front = Candidate(1, fvu, text, formula, math.nan, table.names, table.target)
     return replace(result, candidates=Front([front]))

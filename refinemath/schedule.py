@@ -12,11 +12,17 @@ from functools import cached_property
 from refinemath.answer.solution import Solution
 from refinemath.answer.targets import IDENTITY, TargetTransform
 from refinemath.control import Progress
+from refinemath.pace import Pace
 from refinemath.problem import Problem
+
+RESERVE = 0.2  # share of the time that is kept for the reading of the last search and what follows
 
 
 class Schedule:
     """The order of the searches, the clock, the patience and the look-ahead.
+
+    The clock begins when the schedule is made: by then everything is compiled.  Where a number of
+    `searches` is given, so many run, fewer only if one is exact, and nothing depends on the clock.
 
     The device searches on while the host reads what the last search has found: after every search
     `search_ended` says whether to start the next one at once, and after the reading
@@ -30,13 +36,18 @@ class Schedule:
         *,
         time_budget: float,
         patience: int,
-        began: float,
+        pace: Pace,
+        searches: int | None = None,
     ):
+        began = time.perf_counter()
         self.problem = problem
         self.turn = 0  # the search whose result is read
         self._transforms = transforms
         self._began = began
-        self._ends = began + time_budget
+        self._ends = math.inf if searches else began + time_budget
+        self._reserve = RESERVE * time_budget
+        self._pace = pace
+        self._searches = searches
         self._patience = patience
         self._unimproved = 0  # searches of y itself since the answer last changed
         self._reading = 0.0  # seconds of the host for one search
@@ -57,8 +68,20 @@ class Schedule:
         # most problems need one search, and no target is transformed for them
         return self._views[turn % len(self._views)] if turn else (IDENTITY, self.problem)
 
+    @property
+    def reading_ends(self) -> float:
+        """The time on the clock after which a reading stops with what it has."""
+        return self._ends - self._reserve / 2
+
+    def search_steps(self, most: int) -> int:
+        """Steps of the search that now starts: `most`, or what the time allows the first one."""
+        if self.turn or self._ends == math.inf:
+            return most
+        left = self._ends - self._reserve - time.perf_counter() - self._pace.start
+        return int(min(max(left / self._pace.step, 1), most))
+
     def search_started(self) -> None:
-        """Note the time: what was compiled for the search is ready, and the device is at work."""
+        """Note the time: the device is at work."""
         self._started = time.perf_counter()
 
     def search_ended(self, *, solved: bool) -> bool:
@@ -66,6 +89,8 @@ class Schedule:
         this one is not likely to be the last.
         """
         self._found = time.perf_counter()
+        if self._searches:
+            return not solved and self.turn + 1 < self._searches
         took = self._found - self._started
         self._time_left = self._found + self._reading + took <= self._ends
         return self._time_left and not solved and self._after(self.turn) < self._patience
@@ -74,7 +99,10 @@ class Schedule:
         """Whether the search that was just read is the last; if not, `turn` is the next one."""
         self._reading = time.perf_counter() - self._found
         self._unimproved = 0 if improved else self._after(self.turn)
-        last = exact or not self._time_left or self._unimproved >= self._patience
+        if self._searches:
+            last = exact or self.turn + 1 >= self._searches
+        else:
+            last = exact or not self._time_left or self._unimproved >= self._patience
         self.turn += not last
         return last
 

@@ -26,6 +26,7 @@ from refinemath.finish import make_result
 from refinemath.fitting import Points
 from refinemath.loop import Proposer, SearchConfig, SearchOutput, declares
 from refinemath.operators import OPERATOR_NAMES, forbidden_tokens, without_forbidden
+from refinemath.pace import Pace, measure_pace
 from refinemath.problem import (
     SEARCH_POINTS,
     SEARCH_POINTS_SEVERAL,
@@ -122,6 +123,8 @@ class RefineMath:
             raise ValueError(f"patience is {patience!r}; it must be a whole number, 0 or more")
         self.latent_dim = int(latent_dim)
         self.max_iters = int(max_iters)
+        if not isinstance(weights, str | Path | None):
+            raise ValueError(f"weights is {weights!r}; it must be the path of a weights file")
         self.weights = None if weights is None else Path(weights)
         self.proposers = resolve(proposers)
         self.transforms = transforms
@@ -148,6 +151,7 @@ class RefineMath:
         threshold: float = 1e-5,
         seed: int = 0,
         time_budget: float = 8.0,
+        searches: int | None = None,
         callback: Callable[[Progress], Any] | None = None,
     ) -> Result:
         """Find a formula for the points; returns a `Result` that unpacks as `formula_latex,
@@ -161,14 +165,15 @@ class RefineMath:
         score by which one is chosen.  `operators`: the only ones allowed beside + - *, such as "/
         exp sqrt"; `max_length`: the most tokens.  `missing`: "drop" leaves out rows with gaps.
         `threshold`: the relative latent velocity |Z_t - Z_{t-1}| / |Z_{t-1}| under which a thought
-        has settled.  `seed`: makes the answer repeatable, where the same number of searches fits
-        into the time; its last 32 bits count.  `time_budget`: seconds within which the last search
-        should end (the first always runs).  `callback` gets a `Progress` after each search, and
-        ends them by returning True; so does Ctrl-C.  A poor fit is a result with `found` False, not
-        an error.  Raises `DataError`, `CheckpointError`, `ValueError`.
+        has settled.  `seed`: its last 32 bits count.  `time_budget`: seconds within which the
+        answer should be there; they are counted from when all is compiled, and where they are few
+        the first search takes fewer steps.  `searches`: run so many, or fewer if one is exact, and
+        look at no clock: with the same seed the answer is the same.  `callback` gets a `Progress`
+        after each search, and ends them by returning True; so does Ctrl-C.  A poor fit is a result
+        with `found` False, not an error.  Raises `DataError`, `CheckpointError`, `ValueError`.
         """
         began = time.perf_counter()
-        _check_options(threshold, seed, time_budget)
+        _check_options(threshold, seed, time_budget, searches)
         table = read_table(data, y, target=target, features=features, sigma=sigma, missing=missing)
         control = make_control(table, error, loss, operators, max_length, through_origin)
         engine = self._engine(len(table.names), control.operators)
@@ -176,52 +181,23 @@ class RefineMath:
             return replace(constant_result(table), seconds=time.perf_counter() - began)
         few = searched_points(table, control.errors)
         problem = prepare(table.x[few], table.y[few], table.names)
+        pace, compile_seconds = engine.pace(problem)
         schedule = Schedule(
             problem,
             target_transforms(len(table.names)) if self.transforms else (),
             time_budget=time_budget,
             patience=self.patience,
-            began=began,
+            pace=pace,
+            searches=searches,
         )
-        answers = Answers(problem, control.allows)
-        kept, steps = self._search(engine, schedule, answers, int(seed), callback)
+        answers = Answers(problem, control.allows, schedule.reading_ends)
+        kept, steps = engine.search_all(schedule, answers, int(seed), callback)
         record = engine.record(schedule, *kept, threshold)
         steps += record.steps - record.searched
         result = make_result(answers, record, table, control)
         seconds = time.perf_counter() - began
-        return replace(result, searches=schedule.turn + 1, steps=steps, seconds=seconds)
-
-    def _search(
-        self,
-        engine: Engine,
-        schedule: Schedule,
-        answers: Answers,
-        seed: int,
-        callback: Callable[[Progress], Any] | None,
-    ) -> tuple[tuple[int, SearchOutput], int]:
-        """All searches: fills `answers`, and gives the turn and the output of the one that found
-        the best, and the steps of all.  Ctrl-C ends them once there is an answer.
-        """
-        search, problem = functools.partial(engine.search, schedule, seed), answers.problem
-        output, steps = search(0), 0
-        kept = 0, output
-        try:
-            while True:
-                solved = float(output.pool.fvu[0]) <= self.config.solved  # waits for the device
-                # the device searches on while the host reads
-                ahead = search(schedule.turn + 1) if schedule.search_ended(solved=solved) else None
-                seen, found = schedule.view(schedule.turn), pool_candidates(output, answers.allows)
-                improved = answers.add(refit_transformed(found, *seen, problem))
-                steps += int(output.steps)
-                kept = (schedule.turn, output) if improved else kept
-                stop = callback is not None and callback(schedule.progress(answers.best))
-                if stop or schedule.reading_ended(improved=improved, exact=answers.exact):
-                    break
-                output = search(schedule.turn) if ahead is None else ahead
-        except KeyboardInterrupt:
-            if answers.best is None:
-                raise
-        return kept, steps
+        result = replace(result, searches=schedule.turn + 1, steps=steps)
+        return replace(result, compile_seconds=compile_seconds, seconds=seconds)
 
     def parameters(self) -> Weights:
         """The weights that this model searches with.  Raises `CheckpointError`."""
@@ -248,6 +224,9 @@ class RefineMath:
         return Engine(weights, proposers, self.config, slots, variables, operators)
 
 
+_PACES: dict[Any, Pace] = {}  # of every kind of search that this process has compiled
+
+
 @dataclass(frozen=True)
 class Engine:
     """The compiled search of one model in so many variables, with all that it only reads."""
@@ -259,16 +238,53 @@ class Engine:
     variables: int
     operators: frozenset[str]  # that a formula may use
 
-    def search(self, schedule: Schedule, seed: int, turn: int) -> SearchOutput:
-        """Start a search; the device goes on with it after this returns.  The first one of a kind
-        is compiled before.
+    def search_all(
+        self,
+        schedule: Schedule,
+        answers: Answers,
+        seed: int,
+        callback: Callable[[Progress], Any] | None,
+    ) -> tuple[tuple[int, SearchOutput], int]:
+        """Search after search, as the schedule says: fills `answers`, and gives the turn and the
+        output of the one that found the best, and the steps of all.  Ctrl-C ends them once there is
+        an answer.
         """
+        search, problem = functools.partial(self.search, schedule, seed), answers.problem
+        output, steps = search(0), 0
+        kept = 0, output
+        try:
+            while True:
+                solved = float(output.pool.fvu[0]) <= self.config.solved  # waits for the device
+                # the device searches on while the host reads
+                ahead = search(schedule.turn + 1) if schedule.search_ended(solved=solved) else None
+                seen, found = schedule.view(schedule.turn), pool_candidates(output, answers.allows)
+                improved = answers.add(refit_transformed(found, *seen, problem))
+                steps += int(output.steps)
+                kept = (schedule.turn, output) if improved else kept
+                stop = callback is not None and callback(schedule.progress(answers.best))
+                if stop or schedule.reading_ended(improved=improved, exact=answers.exact):
+                    break
+                output = search(schedule.turn) if ahead is None else ahead
+        except KeyboardInterrupt:
+            if answers.best is None:
+                raise
+        return kept, steps
+
+    def search(self, schedule: Schedule, seed: int, turn: int) -> SearchOutput:
+        """Start a search; the device goes on with it after this returns."""
         transform, seen = schedule.view(turn)
         limit = self.config.search_steps if transform == IDENTITY else SHORT_SEARCH
-        output = run_search(
+        points = device_points(seen, search_room(schedule.problem))
+        key = jax.random.fold_in(jax.random.key(seed % 2**63), turn)
+        output = self._run(points, key, schedule.search_steps(limit))
+        schedule.search_started()
+        return output
+
+    def _run(self, points: Points, key: Array, limit: int) -> SearchOutput:
+        return run_search(
             *self._model(),
-            device_points(seen, search_room(schedule.problem)),
-            jax.random.fold_in(jax.random.key(seed % 2**63), turn),
+            points,
+            key,
             self._rows("uses_library", short_skeletons),
             self._rows("uses_table", blind_table),
             jnp.int32(limit),
@@ -276,8 +292,6 @@ class Engine:
             proposers=self.proposers,
             config=self.config,
         )
-        schedule.search_started()
-        return output
 
     def record(
         self, schedule: Schedule, turn: int, output: SearchOutput, threshold: float
@@ -285,6 +299,24 @@ class Engine:
         """The record of a search; its latents come to rest first."""
         points = device_points(schedule.view(turn)[1], search_room(schedule.problem))
         return record_search(*self._model(), points, output, threshold, self.config)
+
+    def pace(self, problem: Problem) -> tuple[Pace, float]:
+        """How fast searches of such problems are, and the seconds that it took to find out.
+
+        In the first call of a process all is compiled, and two searches of a few steps, of no other
+        consequence, are timed.
+        """
+        shape = self.weights and self.weights.config
+        room = search_room(problem)
+        kind = (shape, self.proposers, self.config, self.slots, self.variables, room)
+        began = time.perf_counter()
+        if kind not in _PACES:
+            points, model = device_points(problem, room), self._model()
+            _PACES[kind] = measure_pace(
+                lambda limit: self._run(points, jax.random.key(0), limit),
+                lambda output: record_search(*model, points, output, 1.0, self.config),
+            )
+        return _PACES[kind], time.perf_counter() - began
 
     def _model(self) -> tuple[Any, Any]:
         return (None, None) if self.weights is None else self.weights[:2]
@@ -299,11 +331,13 @@ class Engine:
         return no_rows(self.slots)
 
 
-def _check_options(threshold: Any, seed: Any, time_budget: Any) -> None:
+def _check_options(threshold: Any, seed: Any, time_budget: Any, searches: Any) -> None:
     if not isinstance(threshold, numbers.Real) or not 0 < float(threshold) < 1:
         raise ValueError(f"threshold is {threshold!r}; it must be a number between 0 and 1")
     if not isinstance(time_budget, numbers.Real) or not float(time_budget) > 0:
         raise ValueError(f"time_budget is {time_budget!r}; it must be a positive number of seconds")
+    if searches is not None and (not _is_whole(searches) or searches < 1):
+        raise ValueError(f"searches is {searches!r}; it must be a whole number, 1 or more, or None")
     if not _is_whole(seed) or not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed is {seed!r}; it must be a whole number of at most 64 bits")
 

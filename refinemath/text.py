@@ -96,6 +96,8 @@ def _from_ast(node: ast.expr) -> list[str | float]:
             return _folded(_AST_BINARY[type(node.op)], _from_ast(node.left), _from_ast(node.right))
         case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]):
             name = {"ln": "log"}.get(name, name)
+            if name == "Abs" and "abs" not in OPERATOR_TOKEN:  # SymPy's word for it
+                return ["sqrt", "square", *_from_ast(argument)]
             if name not in OPERATOR_TOKEN or _arity(name) != 1:
                 known = ", ".join(op.name for op in OPERATORS if op.arity == 1)
                 raise FormulaError(f"unknown function {name!r}; known are {known}")

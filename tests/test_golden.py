@@ -42,7 +42,7 @@ def searches() -> dict[str, dict[str, Any]]:
     """What one search finds in each of the problems."""
     model, found = RefineMath(), {}
     for problem in heldout_problems(DATA / "heldout.csv", every=EVERY):
-        result = model.solve(problem.x, problem.y, time_budget=0.01, seed=0)
+        result = model.solve(problem.x, problem.y, searches=1, seed=0)
         assert result.searches == 1 and result.outcome is not None
         pool = result.outcome.pool
         best = decode(np.asarray(pool.tokens[0]), np.asarray(pool.values[0]))

@@ -41,10 +41,10 @@ SEARCH = (
     "proposers.registry compiled",
 )
 AROUND = (
-    "weights corpus corpus.canonical corpus.signatures problem compilation",
+    "weights corpus corpus.canonical corpus.signatures problem compilation pace",
     "answer answer.solution files",
     "answer.rounding answer.symbolic answer.uncertainty reading",
-    "answer.targets answer.regression operators",
+    "answer.targets answer.regression answer.statement operators",
     "answer.choose corpus.exclusions control",
     "corpus.build schedule export",
     "front",

@@ -379,9 +379,7 @@ def test_solve_takes_a_proposer_of_the_users_own() -> None:
     own = Guess("sin(1.5*x)/(1 + x**2) + x")
     config = replace(SMALL, fit_steps=6, search_steps=8)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        result = RefineMath(proposers=[own], config=config, patience=1).solve(
-            x, y, time_budget=0.01
-        )
+        result = RefineMath(proposers=[own], config=config, patience=1).solve(x, y, searches=1)
     assert result.exact and result.velocity.shape[1] == 0
     assert result.formula.evaluate(x[None]) == pytest.approx(y)
 

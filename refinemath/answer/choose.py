@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import functools
+import math
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,7 +21,8 @@ from refinemath.answer.solution import (
     refine_constants,
     score_solution,
 )
-from refinemath.answer.symbolic import pretty, rescale, rewrite
+from refinemath.answer.statement import free_length, state
+from refinemath.answer.symbolic import pretty, printed_text, rescale, rewrite
 from refinemath.answer.targets import TargetTransform
 from refinemath.expression import END, Formula, decode, split_terms
 from refinemath.problem import Problem
@@ -78,15 +81,24 @@ def refit_transformed(
 class Answers:
     """The formulas found for a problem so far, one of each skeleton, and the best of them.
 
-    `best`: in the user's units, its numbers rounded; None before there is one.  `finalists`: those
-    among which it was last chosen, the shortest code first.  What is not allowed is left out.
+    `best`: in the user's units, its numbers rounded; None while none is better than the mean.
+    `finalists`: those among which it was last chosen, the shortest code first.  What is not allowed
+    is left out.
     """
 
-    def __init__(self, problem: Problem, allows: Callable[[Formula], bool] = lambda formula: True):
+    def __init__(
+        self,
+        problem: Problem,
+        allows: Callable[[Formula], bool] = lambda formula: True,
+        reading_ends: float = math.inf,
+    ):
         self.problem = problem
+        self._reading_ends = reading_ends  # on the clock
         self.best: Solution | None = None
         self.finalists: list[Solution] = []
         self.allows = allows
+        constant = Solution((), (), float(np.mean(problem.y)), 1.0)
+        self.mean = score_solution(constant, problem.x, problem.y)  # what every formula has to beat
         self._found: dict[tuple[tuple[str, ...], ...], Solution] = {}
         self._rewrite = functools.cache(lambda s: rewrite(s, problem))
         self._round = functools.cache(lambda s: round_constants(s, problem.x, problem.y))
@@ -117,8 +129,9 @@ class Answers:
         return better
 
     def choose(self, solutions: list[Solution], *, most: int = 8) -> Solution | None:
-        """The formula of the shortest code among the forms of the first solutions, the `most` best
-        of them rounded.  What was rewritten or rounded before is remembered.
+        """The formula of the shortest code among the forms of the first solutions that are better
+        than the mean, the `most` best of them rounded; None where none is.  What was rewritten or
+        rounded before is remembered.
         """
         seen: list[float] = []
         forms: list[Solution] = []
@@ -126,6 +139,9 @@ class Answers:
             if any(abs(solution.fvu - fvu) <= 1e-6 * fvu for fvu in seen):
                 continue  # the same function in other words
             own = [form for form in self._rewrite(solution) if self.allows(form.formula())]
+            own = [form for form in own if beats_mean(form, self.mean)]
+            if forms and time.perf_counter() > self._reading_ends:
+                break
             if own:
                 seen.append(solution.fvu)
                 forms += own
@@ -135,10 +151,20 @@ class Answers:
         for form in sorted(forms, key=code_length)[:most]:
             short = self._round(form)
             rounded.append(short if self.allows(short.formula()) else form)
-            if rounded[-1].fvu < EXACT and len(rounded) >= 3:
+            enough = rounded[-1].fvu < EXACT and len(rounded) >= 3
+            if enough or time.perf_counter() > self._reading_ends:
                 break
-        self.finalists = sorted(rounded, key=code_length)
-        return self.finalists[0] if rounded else None
+        good = [s for s in rounded if beats_mean(s, self.mean)]
+        self.finalists = sorted(good, key=code_length)
+        return self.finalists[0] if good else None
+
+
+def beats_mean(solution: Solution, mean: Solution) -> bool:
+    """Whether a formula predicts points left out better than their `mean` does, and by more nats
+    than the best of all formulas of its length would by chance: by the code of its terms.
+    """
+    chance = sum(term.code_length() for term in solution.terms)
+    return solution.fvu < 1.0 and mean.nll - solution.nll > chance
 
 
 @dataclass(frozen=True)
@@ -151,21 +177,37 @@ class FrontEntry:
     law: Formula | None = None  # the same with all digits
 
 
-def pareto_front(
-    solutions: Iterable[Solution], problem: Problem, digits: int = 5
-) -> tuple[FrontEntry, ...]:
+Measured = TypeVar("Measured", Solution, FrontEntry)
+
+
+def pareto_front(solutions: Iterable[Solution], problem: Problem) -> tuple[FrontEntry, ...]:
     """The shortest solution and every longer one that leaves at least a tenth less unexplained than
-    the one before it, in the user's units and names.
+    the one before it, in the user's units and names, as printed and measured as printed.
     """
-    kept: list[Solution] = []
-    for solution in sorted(solutions, key=lambda s: s.length):
-        if kept and solution.fvu >= 0.9 * kept[-1].fvu:
+    stated = []
+    for solution in _leading(solutions):
+        formula = (rescale(solution, problem) or solution).formula()
+        stated.append(state(formula, problem.x, problem.y, forms=False))
+    entries = [
+        FrontEntry(
+            free_length(s.formula),
+            s.fvu,
+            printed_text(pretty(s.formula, 17, problem.names)),
+            s.formula,
+        )
+        for s in stated
+        if s.fvu <= 1.0
+    ]
+    return tuple(_leading(entries))
+
+
+def _leading(found: Iterable[Measured]) -> list[Measured]:
+    """Those that leave a tenth less than all that are shorter; the best of each length."""
+    kept: list[Measured] = []
+    for one in sorted(found, key=lambda f: f.length):
+        if kept and one.fvu >= 0.9 * kept[-1].fvu:
             continue
-        if kept and kept[-1].length == solution.length:
+        if kept and kept[-1].length == one.length:
             kept.pop()
-        kept.append(solution)
-    formulas = ((rescale(s, problem) or s).formula() for s in kept)
-    return tuple(
-        FrontEntry(s.length, s.fvu, str(pretty(f, digits, problem.names)), f)
-        for s, f in zip(kept, formulas, strict=True)
-    )
+        kept.append(one)
+    return kept

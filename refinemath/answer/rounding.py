@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from refinemath.answer.solution import (
+    EXACT,
     Solution,
     code_length,
     fraction_unexplained,
@@ -22,19 +23,31 @@ from refinemath.answer.solution import (
 )
 from refinemath.expression import Formula, fold
 
+SAME = 1e-3  # nats: between exact fits no difference but rounding
 Sized = tuple[tuple[str | float, ...], float]  # parts of a formula and the largest of their values
 
 
 def simple_neighbours(v: float) -> list[float]:
     """Simple numbers near v, simplest first: integers, halves, thirds, quarters, tenths, small
-    multiples of pi, then v with 2 to 4 digits.
+    multiples of pi, then v with 2 to 4 digits; before these what log 2 times or over a small whole
+    number is to four digits.
     """
     near = [round(v * q) / q for q in (1, 2, 3, 4, 5, 10) if abs(v) < 1e15]
     near += [
         round(v * q / math.pi) * math.pi / q for q in (1, 2, 3, 4) if abs(v) < 12.5 * math.pi / q
     ]
+    near += [n for n in _halving(v) if abs(n - v) <= 1e-4 * abs(v)]
     near += [float(f"{v:.{d}g}") for d in (2, 3, 4)]
     return [n for n in dict.fromkeys(near) if n != 0 and abs(n - v) <= 0.05 * abs(v)]
+
+
+def _halving(v: float) -> list[float]:
+    """Log 2 times a fraction of small whole numbers, and over a whole number, as near to v."""
+    log2 = math.log(2)
+    if not 1e-3 < abs(v) < 12.5 * log2:
+        return []
+    whole = round(log2 / v)
+    return [round(v * q / log2) * log2 / q for q in (1, 2, 3)] + ([log2 / whole] if whole else [])
 
 
 def drop_negligible(term: Formula, x: np.ndarray, least: float = 1e-12) -> Formula:
@@ -86,6 +99,12 @@ def _refit(
     return None if found is None else score_solution(found, x, y)
 
 
+def _no_longer(trial: Solution, best: Solution) -> bool:
+    """Whether the description has become no longer; rounding does not count."""
+    slack = SAME if max(trial.fvu, best.fvu) < EXACT else 0.0
+    return code_length(trial) <= code_length(best) + slack
+
+
 def _length(trial: Solution | None) -> float:
     return math.inf if trial is None else code_length(trial)
 
@@ -113,7 +132,7 @@ def _round_inner(best: Solution, x: np.ndarray, y: np.ndarray, *, intercept: boo
             numbers[i] = number
             terms = with_numbers(best.terms, numbers)
             trial = _refit(terms, x, y, frozen=frozen | {i}, intercept=intercept)
-            if trial is not None and code_length(trial) <= code_length(best):
+            if trial is not None and _no_longer(trial, best):
                 best, frozen = trial, frozen | {i}
                 break
     return _round_linear(best, x, y, intercept=intercept)
@@ -143,20 +162,7 @@ def _round_linear(best: Solution, x: np.ndarray, y: np.ndarray, *, intercept: bo
                 fvu=fraction_unexplained(residual, y),
             )
             trial = score_solution(found, x, y)
-            if code_length(trial) <= code_length(best):
+            if _no_longer(trial, best):
                 best, numbers, loose = trial, fixed, rest
                 break
     return best
-
-
-def digits_needed(formula: Formula, x: np.ndarray, y: np.ndarray) -> int:
-    """Significant digits with which a printed formula still says what it says: 6, or more where
-    rounding to 6 would move it.  x: (variables, points).
-    """
-    exact, variance = formula.evaluate(x), float(np.var(y))
-    for digits in (6, 9, 12):
-        rounded = formula.with_constants(float(f"{v:.{digits}g}") for v in formula.constants())
-        with np.errstate(over="ignore", invalid="ignore"):
-            if np.mean((rounded.evaluate(x) - exact) ** 2) <= 1e-8 * variance:
-                return digits
-    return 17

@@ -15,6 +15,7 @@ from refinemath.expression import TOKEN_CODE_LENGTH, Formula, combine
 EXACT = 1e-23  # FVU in float64 under which a fit counts as exact
 ROUNDING = 1e-24  # FVU in float64 under which nothing but rounding is left
 LARGEST = 1e150  # values beyond this cannot be squared
+THREADED = 1e-6  # a point with a leverage this near to 1 alone decides a number
 TINY = 1e-300  # in place of a denominator that is zero
 
 
@@ -57,6 +58,12 @@ def fraction_unexplained(residual: np.ndarray, y: np.ndarray) -> float:
     return float(np.sum(residual**2)) / max(float(np.sum((y - np.mean(y)) ** 2)), TINY)
 
 
+def evaluated_fvu(formula: Formula, x: np.ndarray, y: np.ndarray) -> float:
+    """FVU of a formula at x (variables, points), y (points,); infinite where it is undefined."""
+    residual = y - formula.evaluate(x)
+    return fraction_unexplained(residual, y) if np.all(np.abs(residual) <= LARGEST) else math.inf
+
+
 def term_values(terms: Sequence[Formula], numbers: np.ndarray, x: np.ndarray) -> np.ndarray | None:
     """The terms' values (points, terms) at x (variables, points) with `numbers` in place of their
     constants; None where one is undefined or beyond 1e150.
@@ -76,7 +83,11 @@ def solution_values(solution: Solution, x: np.ndarray) -> np.ndarray:
 def least_squares(
     columns: np.ndarray, y: np.ndarray, *, intercept: bool
 ) -> tuple[np.ndarray, float, np.ndarray]:
-    """Coefficients, offset and residual of the least-squares fit of y by (points, terms)."""
+    """Coefficients, offset and residual of the least-squares fit of y by (points, terms).
+
+    The residual is that of the numbers returned.  A coefficient beyond 1e150, of a term that is
+    next to 0 on the points, is no fit: the residual is infinite.
+    """
     scale = np.maximum(np.max(np.abs(columns), axis=0, initial=0.0), TINY)
     design = columns / scale
     if intercept:
@@ -88,10 +99,12 @@ def least_squares(
         solved = np.linalg.lstsq(design, y / size, rcond=1e-14)[0] * size
     except np.linalg.LinAlgError:  # the iteration for the singular values gave up
         return np.zeros(columns.shape[1]), 0.0, np.full(len(y), np.inf)
-    with np.errstate(over="ignore"):  # beyond float64: of a term that is 0 on the points
+    with np.errstate(over="ignore"):
         coefficients = solved[: columns.shape[1]] / scale
-    coefficients = np.where(np.isfinite(coefficients), coefficients, 0.0)
-    return coefficients, float(solved[-1]) if intercept else 0.0, y - design @ solved
+    offset = float(solved[-1]) if intercept else 0.0
+    if not np.all(np.abs(coefficients) <= LARGEST):
+        return np.zeros(columns.shape[1]), 0.0, np.full(len(y), np.inf)
+    return coefficients, offset, y - offset - columns @ coefficients
 
 
 def linear_solution(
@@ -103,7 +116,7 @@ def linear_solution(
     intercept: bool = True,
 ) -> Solution | None:
     """Least squares over the coefficients in float64, with `numbers` in place of the terms'
-    constants; None where a term is undefined on the points.
+    constants; None where a term is undefined on the points, or so small that no coefficient fits.
     """
     if numbers is None:
         numbers = np.array([c for t in terms for c in t.constants()])
@@ -111,6 +124,8 @@ def linear_solution(
     if columns is None:
         return None
     coefficients, offset, residual = least_squares(columns, y, intercept=intercept)
+    if not np.all(np.isfinite(residual)):
+        return None
     return Solution(
         with_numbers(terms, numbers),
         tuple(map(float, coefficients)),
@@ -152,7 +167,8 @@ def refine_constants(
         columns = term_values(terms, moved(theta), x)
         if columns is None:
             return np.full(len(y), 1e6)
-        return least_squares(columns, y, intercept=intercept)[2] / spread
+        left = least_squares(columns, y, intercept=intercept)[2] / spread
+        return left if np.all(np.isfinite(left)) else np.full(len(y), 1e6)
 
     try:
         found = scipy.optimize.least_squares(
@@ -192,7 +208,8 @@ def score_solution(
     `nll` is asked of points predicted by a fit that has not seen them.  No fit is repeated: a
     point with leverage h pulls the curve towards itself, and without it its residual would be r /
     (1 - h), exactly so for coefficients and to first order for the numbers inside (Allen 1974).  A
-    formula that bends to single points is found out by this: their leverage is near 1.
+    formula that bends to single points is found out by this: their leverage is near 1.  A point
+    that alone decides a number is not predicted at all: it counts as far off as from the mean.
 
     `number_code_length` is what it costs to state the numbers.  A fraction p/q costs log(2 (1 +
     |p|) q), after Udrescu et al. (2020), with pi as a factor a token more.  Any number v can
@@ -228,7 +245,10 @@ def score_solution(
     leverage = np.sum(left[:, singular > 1e-10] ** 2, axis=1)
     centre = float(np.average(y, weights=weight**2))
     spread = max(float(np.sqrt(np.mean((weight * (y - centre)) ** 2))), TINY)
-    residual = weight * (y - solution.offset - fitted) / spread / np.maximum(1 - leverage, 1e-9)
+    left_out = 1 - leverage
+    residual = weight * (y - solution.offset - fitted) / spread / np.maximum(left_out, THREADED)
+    unseen = np.maximum(np.abs(weight * (y - centre)) / spread, 1.0)
+    residual = np.where(left_out < THREADED, unseen, residual)
     scale, nll = heavy_tailed(residual)
     # how many steps of its precision each number is away from 0
     steps = np.maximum(np.abs(stated) * size / (math.sqrt(12.0) * scale * spread), 1.0)
@@ -322,11 +342,12 @@ def heavy_tailed(
 
 
 def fraction_code_length(v: float) -> float:
-    """Nats to state v as p/q, log(2 (1 + |p|) q), or as that times pi; infinite where v is neither
-    with a q of at most 1000, or 12 beside pi.
+    """Nats to state v as p/q, log(2 (1 + |p|) q), or as that times pi or log 2, a token or two
+    more; infinite where v is none with a q of at most 1000, or 12 beside pi and 100 beside log 2.
     """
-    least = math.inf
-    for unit, most, extra in ((1.0, 1000, 0.0), (math.pi, 12, float(TOKEN_CODE_LENGTH[1]))):
+    least, token = math.inf, float(TOKEN_CODE_LENGTH[1])
+    units = ((1.0, 1000, 0.0), (math.pi, 12, token), (math.log(2), 100, 2 * token))
+    for unit, most, extra in units if abs(v) < 1e300 else ():
         fraction = Fraction(v / unit).limit_denominator(most)
         if fraction and abs(float(fraction) * unit - v) <= 1e-9 * abs(v):
             whole = 2 * (1 + abs(fraction.numerator)) * fraction.denominator

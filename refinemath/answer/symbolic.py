@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import keyword
 import math
 import re
@@ -15,7 +16,16 @@ import numpy as np
 import sympy
 
 from refinemath.answer.solution import Solution, linear_solution, refine_constants, score_solution
-from refinemath.expression import SLOTS, VARIABLES, Formula, FormulaError
+from refinemath.expression import (
+    FIRST_OPERATOR,
+    OPERATOR_TOKEN,
+    OPERATORS,
+    SLOTS,
+    VARIABLES,
+    Formula,
+    FormulaError,
+    fold,
+)
 from refinemath.problem import Problem
 from refinemath.text import parse
 
@@ -134,25 +144,65 @@ def one_fraction(solution: Solution, problem: Problem) -> Solution | None:
         return None
 
 
-def pretty(formula: Formula, digits: int = 6, names: Sequence[str] = ()) -> sympy.Expr:
-    """The SymPy form that is printed: numbers to `digits` significant digits, multiples of pi and
-    whole numbers exact, and symbols with the users' `names` in place of x1, x2, and so on.
+def pretty(
+    formula: Formula, digits: int = 6, names: Sequence[str] = (), *, halves: bool = False
+) -> sympy.Expr:
+    """The SymPy form that is printed: factors stay in front of sums, numbers have `digits`
+    significant digits, whole numbers, thirds and the like, and multiples of pi and log 2 are exact,
+    and symbols have the users' `names` in place of x1, x2, and so on.  `halves`: x/2 for 0.5 x.
     """
-    expression = formula.sympy()
-    numbers = {n: _printed_number(float(n), digits) for n in expression.atoms(sympy.Float)}
-    symbols = {
-        sympy.Symbol(own, real=True): sympy.Symbol(name, real=True)
-        for own, name in zip(("x", *VARIABLES), (*names[:1], *names), strict=False)
-    }
-    return expression.xreplace(numbers).xreplace(symbols)
+    only = {p for p in formula.parts if p in VARIABLES} <= {"x1"}
+    words = dict(zip(VARIABLES, names or (("x",) if only else VARIABLES), strict=False))
+    symbols = {v: sympy.Symbol(word, real=True) for v, word in words.items()}
+
+    def node(part: str | float, *operands: sympy.Expr) -> sympy.Expr:
+        if not isinstance(part, str):
+            return _printed_number(float(part), digits, halves=halves)
+        return symbols[part] if part in symbols else _printed_operator(part, *operands)
+
+    return fold(formula.parts, node)
 
 
-def _printed_number(v: float, digits: int) -> sympy.Expr:
-    share = sympy.Rational(round(v / math.pi * 12), 12) if abs(v) < 40 else sympy.Integer(0)
-    if 0 < abs(share.p) <= 12 and abs(v - float(share) * math.pi) < 1e-9 * abs(v):
-        return share * sympy.pi
-    if abs(v) < 1e9 and abs(v - round(v)) < 1e-9 * abs(v):
-        return sympy.Integer(round(v))
+def _printed_operator(name: str, *operands: sympy.Expr) -> sympy.Expr:
+    """The operator applied; SymPy would multiply a number into a sum, which here it does not."""
+    if name in ("mul", "div"):
+        a, b = operands[0], 1 / operands[1] if name == "div" else operands[1]
+        for number, rest in ((a, b), (b, a)):
+            if number.is_Number and rest.is_Add and number != 1:
+                return sympy.Mul(number, rest, evaluate=False)
+    return OPERATORS[OPERATOR_TOKEN[name] - FIRST_OPERATOR].sympy(*operands)
+
+
+def printed_text(expression: sympy.Expr) -> str:
+    """The expression in one line, without zeros at the end of numbers."""
+    return str(sympy.sstr(expression, full_prec=False))
+
+
+def is_simple(v: float) -> bool:
+    """Whether a number is printed as a fraction of small whole numbers, or that times pi or
+    log 2.
+    """
+    return not _printed_number(v, 17, halves=True).atoms(sympy.Float)
+
+
+def _printed_number(v: float, digits: int, *, halves: bool) -> sympy.Expr:
+    """The number of at most `digits` digits, or a simple one that differs from v by less."""
+    near = min(1e-9, 10.0**-digits) if digits < 17 else 4e-16
+    for unit, most, denominators in (
+        (sympy.S.One, 10**15, (1,)),
+        (sympy.pi, 12, (1, 2, 3, 4, 6, 12)),
+        (sympy.S.One, 12, (3, 6, 7, 9, 12, *((2, 4, 5, 8) if halves else ()))),
+        (sympy.log(2), 12, (1, 2, 3, 4)),
+    ):
+        value = v / float(unit)
+        for q in denominators:
+            p = round(value * q) if abs(value) * q <= most + 0.5 else 0
+            if p and math.gcd(p, q) == 1 and abs(value - p / q) < near * abs(value):
+                return sympy.Rational(p, q) * unit
+    if 0 < abs(v) < 1:
+        whole = round(math.log(2) / abs(v))
+        if abs(math.log(2) / whole - abs(v)) < near * abs(v) and whole < 1000:
+            return sympy.Integer(1 if v > 0 else -1) * sympy.log(2) / whole
     return sympy.Float(repr(v) if digits >= 17 else f"{v:.{digits}g}")
 
 
@@ -198,6 +248,43 @@ def python_names(names: Sequence[str]) -> list[str]:
 
 
 def python_of(formula: Formula, names: Sequence[str] = ()) -> str:
-    """A line of Python that needs `import math`, with all digits of the numbers."""
-    expression = pretty(formula, 17, python_names(names))
-    return str(sympy.pycode(expression, fully_qualified_modules=True))
+    """A line of Python that needs `import math`, with all digits of the numbers, which computes in
+    the same order as the formula.
+    """
+    words = dict(zip(VARIABLES, python_names(names) if names else ("x",), strict=False))
+    words |= {v: v for v in VARIABLES if v not in words}
+    return fold(formula.parts, functools.partial(_python_node, words))[0]
+
+
+_POWERS = {"square": "2", "cube": "3", "pow4": "4", "pow5": "5"}
+_SIGNS = {"add": ("+", 1), "sub": ("-", 1), "mul": ("*", 2), "div": ("/", 2), "pow": ("**", 4)}
+
+
+def _python_node(
+    words: dict[str, str], part: str | float, *operands: tuple[str, int]
+) -> tuple[str, int]:
+    """Text and how tightly it binds: 1 a sum, 2 a product, 3 a sign, 4 a power, 5 what is whole."""
+    if not isinstance(part, str):
+        plain = "math.pi" if abs(part) == math.pi else _python_number(abs(part))
+        return (plain, 5) if part >= 0 else (f"-{plain}", 3)
+    if part in words:
+        return words[part], 5
+    inside = [text for text, _ in operands]
+
+    def bound(i: int, least: int) -> str:
+        return inside[i] if operands[i][1] >= least else f"({inside[i]})"
+
+    if part in _SIGNS:
+        sign, level = _SIGNS[part]
+        space = " " if level == 1 else ""
+        left, right = (level + 1, level) if part == "pow" else (level, level + 1)
+        return f"{bound(0, left)}{space}{sign}{space}{bound(1, right)}", level
+    if part in _POWERS:
+        return f"{bound(0, 5)}**{_POWERS[part]}", 4
+    if part in ("neg", "inv"):
+        return (f"-{bound(0, 2)}", 3) if part == "neg" else (f"1/{bound(0, 3)}", 2)
+    return f"math.{part}({', '.join(inside)})", 5
+
+
+def _python_number(v: float) -> str:
+    return str(int(v)) if v.is_integer() and v < 1e15 else repr(float(v))

@@ -34,10 +34,10 @@ CORE = (
     "loop",
 )
 SEARCH = (
-    "proposers proposers.splice proposers.library",
+    "proposers proposers.splice proposers.library proposers.monomials",
     "proposers.network proposers.short proposers.missing_term proposers.pairs proposers.edits "
     "proposers.prior",
-    "proposers.quotients",
+    "proposers.quotients proposers.inverses",
     "proposers.registry compiled",
 )
 AROUND = (

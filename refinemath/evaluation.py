@@ -88,10 +88,22 @@ def suite_problems(
         count = int(row["n_vars"])
         if count in variables:
             rng = np.random.default_rng([seed, len(problems)])
-            formula = parse(row["expression"])
             x = draw_x(json.loads(row["sampling"]), count, rng)
-            problems.append(_sampled(row["name"], row["suite"], x, formula, noise, rng))
+            outer = re.match(r"a(sin|cos)\(", row["expression"])
+            formula = parse(row["expression"][outer.end() - 1 if outer else 0 :])
+            problem = _sampled(row["name"], row["suite"], x, formula, noise, rng)
+            problems.append(_inverted(problem, outer[1], rng) if outer else problem)
     return problems
+
+
+def _inverted(problem: Problem, function: str, rng: np.random.Generator) -> Problem:
+    """With the inverse sine or cosine of y, which no formula of the language can say: without a
+    truth and an accepted form it counts as not recovered.
+    """
+    assert problem.truth is not None
+    y = {"sin": np.arcsin, "cos": np.arccos}[function](problem.truth.evaluate(problem.x.T))
+    y = y + problem.noise * np.std(y) * rng.normal(size=len(y))
+    return replace(problem, y=y, truth=None, length=problem.length + 1)
 
 
 def _sampled(

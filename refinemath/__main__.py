@@ -45,6 +45,13 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _units(text: str) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(equals for _, equals, _ in pairs):
+        raise argparse.ArgumentTypeError(f"{text} is not of the form v=m/s,t=s")
+    return {name: unit for name, _, unit in pairs}
+
+
 def _add_proposers(parser: argparse.ArgumentParser) -> Any:
     group, names = parser.add_mutually_exclusive_group(), list(REGISTRY)
     known = f" ({', '.join(names)})"
@@ -103,6 +110,12 @@ def _parser() -> argparse.ArgumentParser:
     solve.add_argument("--target", metavar="NAME", help="column to explain (default the last)")
     solve.add_argument(
         "--features", metavar="A,B", help="columns to explain it by (default all others)"
+    )
+    solve.add_argument(
+        "--units",
+        type=_units,
+        metavar="A=UNIT,...",
+        help="units of columns, such as v=m/s,t=s: the formula is dimensionally consistent",
     )
     _add_proposers(solve)
 
@@ -229,6 +242,7 @@ def _solve(options: argparse.Namespace) -> int:
         options.file,
         target=options.target,
         features=options.features.split(",") if options.features else None,
+        units=options.units,
         threshold=options.threshold,
         seed=options.seed,
         time_budget=options.time_budget,

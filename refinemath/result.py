@@ -50,6 +50,7 @@ class Result:
     digits: int = 6  # significant digits with which numbers are printed
     names: tuple[str, ...] = ("x",)  # of the variables
     target: str = "y"  # the name of what the formula gives
+    units: dict[str, str] = field(default_factory=dict)  # of columns, by name
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.latex, self.iterations))

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import numbers
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from refinemath.answer.choose import Answers, Candidates, pareto_front, refit_transformed
+from refinemath.answer.choose import Answers, Candidates, pareto_front
 from refinemath.answer.rounding import digits_needed
 from refinemath.answer.solution import EXACT, Solution, fit_many_points
 from refinemath.answer.symbolic import latex_of
 from refinemath.answer.targets import IDENTITY, target_transforms
+from refinemath.answer.units import read_units
 from refinemath.compiled import SearchRecord, no_rows, record_search, run_search
 from refinemath.corpus.build import blind_table
 from refinemath.expression import SLOTS
@@ -68,6 +69,12 @@ def search_room(problem: Problem) -> int:
     most = SEARCH_POINTS if len(problem.x) == 1 else SEARCH_POINTS_SEVERAL
     sizes = (SEARCH_POINTS // 2, SEARCH_POINTS, SEARCH_POINTS_SEVERAL)
     return next(size for size in sizes if size >= min(most, len(problem.y)))
+
+
+def fitted_problem(table: Table) -> Problem:
+    """The points that numbers are fitted and rounded on: at most 4096 that cover the space."""
+    few = spread_out(table.x.T, MOST_POINTS) if len(table.y) > MOST_POINTS else slice(None)
+    return prepare(table.x[few], table.y[few], table.names)
 
 
 def device_points(problem: Problem, room: int | None = None) -> Points:
@@ -140,6 +147,7 @@ class RefineMath:
         *,
         target: str | int | None = None,
         features: Sequence[str | int] | None = None,
+        units: Mapping[str, str] | None = None,
         threshold: float = 1e-5,
         seed: int = 0,
         time_budget: float = 8.0,
@@ -149,6 +157,8 @@ class RefineMath:
 
         `data`: rows (x, y), see `read_table` for all forms.  `target`, `features`: names or
         positions of the columns to explain and to explain it by (the last one, all others).
+        `units`: of columns by name, such as `{"v": "m/s"}`; then the formula is dimensionally
+        consistent, its numbers carrying the units that make it so.
         `threshold`: the relative latent velocity |Z_t - Z_{t-1}| / |Z_{t-1}| under which a thought
         has settled.  `seed`: makes the answer repeatable, where the same number of searches fits
         into the time; its last 32 bits count.  `time_budget`: seconds within which the last search
@@ -158,11 +168,11 @@ class RefineMath:
         began = time.perf_counter()
         _check_options(threshold, seed, time_budget)
         table = read_table(data, y, target=target, features=features)
+        dimensions = read_units(units or {}, table.names, table.target)
         engine = self._engine(len(table.names))
         if table.constant:
             return replace(constant_result(table), seconds=time.perf_counter() - began)
-        few = spread_out(table.x.T, MOST_POINTS) if len(table.y) > MOST_POINTS else slice(None)
-        problem = prepare(table.x[few], table.y[few], table.names)
+        problem = fitted_problem(table)
         schedule = Schedule(
             problem,
             target_transforms(len(table.names)) if self.transforms else (),
@@ -171,7 +181,7 @@ class RefineMath:
             began=began,
         )
         search = functools.partial(engine.search, schedule, int(seed))
-        answers, output, steps = Answers(problem), search(0), 0
+        answers, output, steps = Answers(problem, dimensions), search(0), 0
         kept = 0, output
         while True:
             solved = float(output.pool.fvu[0]) <= self.config.solved  # waits for the device
@@ -179,14 +189,14 @@ class RefineMath:
             ahead = search(schedule.turn + 1) if schedule.search_ended(solved=solved) else None
             steps += int(output.steps)
             seen = schedule.view(schedule.turn)
-            improved = answers.add(refit_transformed(pool_candidates(output), *seen, problem))
+            improved = answers.read(pool_candidates(output), *seen)
             kept = (schedule.turn, output) if improved else kept
             if schedule.reading_ended(improved=improved, exact=answers.exact):
                 break
             output = search(schedule.turn) if ahead is None else ahead
         record = engine.record(schedule, *kept, threshold)
         steps += record.steps - record.searched
-        result = _result(answers, record, table)
+        result = replace(_result(answers, record, table), units=dict(units or {}))
         seconds = time.perf_counter() - began
         return replace(result, searches=schedule.turn + 1, steps=steps, seconds=seconds)
 

@@ -43,7 +43,7 @@ SEARCH = (
 AROUND = (
     "weights corpus corpus.canonical corpus.signatures problem compilation",
     "answer answer.solution",
-    "answer.rounding answer.symbolic",
+    "answer.rounding answer.symbolic answer.units",
     "answer.targets",
     "answer.choose corpus.exclusions schedule",
     "corpus.build result",

@@ -21,6 +21,7 @@ from refinemath.answer.solution import (
 )
 from refinemath.answer.symbolic import pretty, rescale, rewrite
 from refinemath.answer.targets import TargetTransform
+from refinemath.answer.units import Dimensions
 from refinemath.expression import END, decode, split_terms
 from refinemath.problem import Problem
 
@@ -34,20 +35,29 @@ class Candidates(NamedTuple):
 
 
 def refit(
-    candidates: Candidates, problem: Problem, *, most: int = 12, each: int = 2
+    candidates: Candidates,
+    problem: Problem,
+    dimensions: Dimensions | None = None,
+    *,
+    most: int = 12,
+    each: int = 2,
 ) -> list[Solution]:
     """The `most` best candidates and the `each` best of every length, numbers fitted again in
-    float64 on all points; the shortest code first.
+    float64 on all points; the shortest code first.  With `dimensions`, only those that can be
+    consistent.
     """
     lengths = np.count_nonzero(candidates.tokens != END, axis=1).tolist()
     seen = dict.fromkeys(lengths, 0)
     solutions: list[Solution] = []
     for i in np.flatnonzero(np.isfinite(candidates.score)):
-        seen[lengths[i]] += 1
-        if i >= most and seen[lengths[i]] > each:
-            continue
         formula = decode(candidates.tokens[i], candidates.values[i].astype(np.float64))
-        solution = refine_constants(split_terms(formula), problem.u, problem.y)
+        terms = split_terms(formula)
+        if dimensions and not all(dimensions.possible(t, problem.scale != 1.0) for t in terms):
+            continue
+        seen[lengths[i]] += 1
+        if sum(seen.values()) > most and seen[lengths[i]] > each:
+            continue
+        solution = refine_constants(terms, problem.u, problem.y)
         if solution is not None:
             solutions.append(score_solution(solution, problem.u, problem.y))
             if len(solutions) >= 4 and min(s.fvu for s in solutions) < EXACT:
@@ -60,13 +70,14 @@ def refit_transformed(
     transform: TargetTransform,
     seen: Problem,
     problem: Problem,
+    dimensions: Dimensions | None = None,
     *,
     most: int = 6,
 ) -> list[Solution]:
     """`refit` on the points that the search has `seen`; where their target was transformed, its
     `most` best formulas for the problem's own y.
     """
-    solutions = refit(candidates, seen)
+    solutions = refit(candidates, seen, dimensions)
     if seen is problem:
         return solutions
     if solutions and solutions[0].fvu < EXACT:
@@ -78,11 +89,13 @@ def refit_transformed(
 class Answers:
     """The formulas found for a problem so far, one of each skeleton, and the best of them.
 
-    `best`: in the user's units, its numbers rounded; None before there is one.
+    `best`: in the user's units, its numbers rounded; None before there is one.  With `dimensions`
+    it is consistent.
     """
 
-    def __init__(self, problem: Problem):
+    def __init__(self, problem: Problem, dimensions: Dimensions | None = None):
         self.problem = problem
+        self.dimensions = dimensions
         self.best: Solution | None = None
         self._found: dict[tuple[tuple[str, ...], ...], Solution] = {}
         self._rewrite = functools.cache(lambda s: rewrite(s, problem))
@@ -97,6 +110,11 @@ class Answers:
     def solutions(self) -> list[Solution]:
         """All formulas, in u and not rounded, the shortest code first."""
         return sorted(self._found.values(), key=code_length)
+
+    def read(self, candidates: Candidates, transform: TargetTransform, seen: Problem) -> bool:
+        """Take in what a search remembers of a transformed target; see `add`."""
+        found = refit_transformed(candidates, transform, seen, self.problem, self.dimensions)
+        return self.add(found)
 
     def add(self, solutions: Iterable[Solution]) -> bool:
         """Take in scored solutions in u; True where the best code is now half a nat shorter."""
@@ -122,7 +140,7 @@ class Answers:
         for solution in solutions[: 3 * most]:
             if any(abs(solution.fvu - fvu) <= 1e-6 * fvu for fvu in seen):
                 continue  # the same function in other words
-            own = self._rewrite(solution)
+            own = self._consistent(self._rewrite(solution))
             if own:
                 seen.append(solution.fvu)
                 forms += own
@@ -133,7 +151,12 @@ class Answers:
             rounded.append(self._round(form))
             if rounded[-1].fvu < EXACT and len(rounded) >= 3:
                 break
-        return min(rounded, key=code_length, default=None)
+        return min(self._consistent(rounded), key=code_length, default=None)
+
+    def _consistent(self, forms: list[Solution]) -> list[Solution]:
+        """Those that are dimensionally consistent, where there are units."""
+        known = self.dimensions
+        return forms if known is None else [form for form in forms if known.consistent(form)]
 
 
 @dataclass(frozen=True)

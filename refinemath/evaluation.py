@@ -146,9 +146,9 @@ def listed_problems(path: Path, suite: str, *, noise: float = 0.0, seed: int = 0
 
 
 def real_problems(folder: Path) -> list[Problem]:
-    """The data sets of `problems.csv` with their textbook forms."""
+    """The data sets of `problems.csv` and `problems_tables.csv` with their textbook forms."""
     problems = []
-    for row in _rows(folder / "problems.csv"):
+    for row in (*_rows(folder / "problems.csv"), *_rows(folder / "problems_tables.csv")):
         table = read_table(folder / row["file"])
         texts = (row["expression"], *row["accept"].split(";"))
         forms = tuple(form.strip() for form in texts if form.strip())

@@ -26,8 +26,7 @@ from refinemath.fitting import Points
 
 _NOT_DRAWN = ("END", *(f"x{k + 1}" for k in range(COLUMNS)))
 _OPERATORS = [
-    np.flatnonzero((ARITY == a) & WRITTEN & ~np.isin(VOCABULARY, _NOT_DRAWN))
-    for a in range(3)
+    np.flatnonzero((ARITY == a) & WRITTEN & ~np.isin(VOCABULARY, _NOT_DRAWN)) for a in range(3)
 ]
 
 

@@ -107,7 +107,7 @@ class Inverses:
         short = library.tokens[entry % len(library.tokens)]
         size = (
             lengths(short)
-            + 2 * (made.shift != 0)
+            + 2 * (made.shift != 0).astype(jnp.int32)
             + jnp.asarray(
                 [2 * np.count_nonzero(row) + np.count_nonzero(abs(row) == 2) for row in exponents]
             )[target.factor].astype(jnp.int32)
@@ -139,7 +139,8 @@ class Inverses:
 
 def token_price(size: Array, points: Points) -> Float[Array, " formulas"]:
     """What a formula of so many tokens multiplies its FVU by: the exponential of a code length."""
-    return jnp.exp(PAIR_COST / jnp.sum(points.mask) * size.astype(jnp.float32))
+    count = jnp.sum(points.mask).astype(jnp.float32)
+    return jnp.exp(PAIR_COST / count * size.astype(jnp.float32))
 
 
 def with_squares(library: Library) -> Float[Array, "twice points"]:
@@ -184,7 +185,8 @@ def scan_values(target: Target, points: Points, m: Array) -> ScanValues:
     away = (high - low) * jnp.exp(target.distance)
     b = jnp.where(target.side == 0, 0.0, jnp.where(target.side < 0, low - away, high + away))
     v = (y - b[:, None]) / m[target.factor]
-    size = jnp.sum(jnp.where(mask, jnp.abs(v), 0.0), axis=1, keepdims=True) / jnp.sum(mask)
+    size = jnp.sum(jnp.where(mask, jnp.abs(v), 0.0), axis=1, keepdims=True)
+    size = size / jnp.sum(mask).astype(jnp.float32)
     one_sign = jnp.all((v > 0) | ~mask, axis=1) | jnp.all((v < 0) | ~mask, axis=1)
     a = 10 * away * jnp.where(target.side < 0, -1.0, 1.0)
     largest = jnp.where(a > 0, high, low)

@@ -55,7 +55,7 @@ def mixed_types(rng: np.random.Generator) -> Any:
     return rows
 
 
-@kind("NaN")
+@kind("NaN|not a number")
 def all_missing(rng: np.random.Generator) -> Any:
     frame = good(rng)
     frame[rng.choice(frame.columns)] = np.nan

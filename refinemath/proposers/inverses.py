@@ -25,7 +25,7 @@ from refinemath.proposers.splice import concat_tokens, mask_invalid, segment, si
 
 STEPS = 40  # offsets on each side of the data
 NEAREST, FARTHEST = 1e-4, 10.0  # their distance from the data, in ranges of y
-FINER = tuple(4.0**-k for k in range(1, 6))  # steps of the pattern search, in steps of the scan
+FINER = tuple(4.0**-k for k in range(6))  # steps of the pattern search, in steps of the scan
 BETWEEN = (1e-3, 1e-5)  # what an offset between two of the scan may leave unexplained
 LEAST_FVU = 1e-9  # offsets are not worked out to more than this
 

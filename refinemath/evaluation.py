@@ -24,7 +24,7 @@ import numpy as np
 
 from refinemath import weights
 from refinemath.answer.solution import fraction_unexplained, refine_constants
-from refinemath.expression import Formula, FormulaError, split_terms
+from refinemath.expression import VARIABLES, Formula, FormulaError, split_terms
 from refinemath.problem import prepare, read_table
 from refinemath.proposers.registry import DEFAULT
 from refinemath.result import Result
@@ -219,8 +219,11 @@ def is_instance(found: Formula, form: str, problem: Problem) -> bool:
     y = found.evaluate(x)
     if not np.all(np.isfinite(y)) or np.ptp(y) == 0:
         return False
-    if not found.functions() <= parse(re.sub(r"\b([a-d])\b", "2.5", form)).functions():
+    law = parse(re.sub(r"\b([a-d])\b", "2.5", form))
+    if not found.functions() <= law.functions():
         return False  # a cosine that imitates a fraction is not the textbook's form
+    if set(law.parts) & set(VARIABLES) != set(found.parts) & set(VARIABLES):
+        return False  # a power law with exponent 0 has lost a variable
     rng = np.random.default_rng(0)
     for _ in range(60):
         sizes = {

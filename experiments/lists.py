@@ -222,7 +222,7 @@ def write_excluded(data: Path, target: Path) -> None:
     lines.append("running-example\tsin(x)/(1 + x**2)")
     for row in _rows(data / "suites.csv"):
         lines.append(f"{row['name']}\t{row['expression']}")
-    for row in _rows(data / "problems.csv"):
+    for row in (*_rows(data / "problems.csv"), *_rows(data / "problems_tables.csv")):
         for form in (row["expression"], *row["accept"].split(";")):
             if form.strip():
                 for k, (a, b, c) in enumerate(((1.0, 1.0, 1.0), (1.5, 0.7, 2.0), (2.0, 1.3, 0.5))):

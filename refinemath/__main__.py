@@ -52,6 +52,13 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _units(text: str) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(equals for _, equals, _ in pairs):
+        raise argparse.ArgumentTypeError(f"{text} is not of the form v=m/s,t=s")
+    return {name: unit for name, _, unit in pairs}
+
+
 def _add_proposers(parser: argparse.ArgumentParser) -> Any:
     group, names = parser.add_mutually_exclusive_group(), list(REGISTRY)
     known = f" ({', '.join(names)})"
@@ -152,6 +159,12 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_columns(solve)
     _add_control(solve)
+    solve.add_argument(
+        "--units",
+        type=_units,
+        metavar="A=UNIT,...",
+        help="units of columns, such as v=m/s,t=s: the formula is dimensionally consistent",
+    )
     _add_proposers(solve)
 
     train = commands.add_parser(
@@ -291,6 +304,7 @@ def _solve(options: argparse.Namespace) -> int:
         operators=operators,
         max_length=options.max_length,
         through_origin=options.through_origin,
+        units=options.units,
         threshold=options.threshold,
         seed=options.seed,
         time_budget=options.time_budget,

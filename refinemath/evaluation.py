@@ -24,7 +24,7 @@ import numpy as np
 
 from refinemath import weights
 from refinemath.answer.solution import fraction_unexplained, refine_constants
-from refinemath.expression import Formula, FormulaError, split_terms
+from refinemath.expression import VARIABLES, Formula, FormulaError, split_terms
 from refinemath.problem import prepare
 from refinemath.proposers.registry import DEFAULT
 from refinemath.reading import read_table
@@ -89,10 +89,22 @@ def suite_problems(
         count = int(row["n_vars"])
         if count in variables:
             rng = np.random.default_rng([seed, len(problems)])
-            formula = parse(row["expression"])
             x = draw_x(json.loads(row["sampling"]), count, rng)
-            problems.append(_sampled(row["name"], row["suite"], x, formula, noise, rng))
+            outer = re.match(r"a(sin|cos)\(", row["expression"])
+            formula = parse(row["expression"][outer.end() - 1 if outer else 0 :])
+            problem = _sampled(row["name"], row["suite"], x, formula, noise, rng)
+            problems.append(_inverted(problem, outer[1], rng) if outer else problem)
     return problems
+
+
+def _inverted(problem: Problem, function: str, rng: np.random.Generator) -> Problem:
+    """With the inverse sine or cosine of y, which no formula of the language can say: without a
+    truth and an accepted form it counts as not recovered.
+    """
+    assert problem.truth is not None
+    y = {"sin": np.arcsin, "cos": np.arccos}[function](problem.truth.evaluate(problem.x.T))
+    y = y + problem.noise * np.std(y) * rng.normal(size=len(y))
+    return replace(problem, y=y, truth=None, length=problem.length + 1)
 
 
 def _sampled(
@@ -135,9 +147,9 @@ def listed_problems(path: Path, suite: str, *, noise: float = 0.0, seed: int = 0
 
 
 def real_problems(folder: Path) -> list[Problem]:
-    """The data sets of `problems.csv` with their textbook forms."""
+    """The data sets of `problems.csv` and `problems_tables.csv` with their textbook forms."""
     problems = []
-    for row in _rows(folder / "problems.csv"):
+    for row in (*_rows(folder / "problems.csv"), *_rows(folder / "problems_tables.csv")):
         table = read_table(folder / row["file"])
         texts = (row["expression"], *row["accept"].split(";"))
         forms = tuple(form.strip() for form in texts if form.strip())
@@ -208,8 +220,11 @@ def is_instance(found: Formula, form: str, problem: Problem) -> bool:
     y = found.evaluate(x)
     if not np.all(np.isfinite(y)) or np.ptp(y) == 0:
         return False
-    if not found.functions() <= parse(re.sub(r"\b([a-d])\b", "2.5", form)).functions():
+    law = parse(re.sub(r"\b([a-d])\b", "2.5", form))
+    if not found.functions() <= law.functions():
         return False  # a cosine that imitates a fraction is not the textbook's form
+    if set(law.parts) & set(VARIABLES) != set(found.parts) & set(VARIABLES):
+        return False  # a power law with exponent 0 has lost a variable
     rng = np.random.default_rng(0)
     for _ in range(60):
         sizes = {

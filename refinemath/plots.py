@@ -7,14 +7,18 @@ Backgrounds are transparent and axes mid-grey, for light and dark pages alike.
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.mathtext import MathTextParser
 
+from refinemath.answer.symbolic import latex_name
 from refinemath.front import Front
+from refinemath.problem import spread_out
 from refinemath.result import Result
 
 OKABE_ITO = {
@@ -31,6 +35,8 @@ OKABE_ITO = {
 
 CLOUD, POINT, SETTLED = OKABE_ITO["blue"], OKABE_ITO["vermilion"], OKABE_ITO["green"]
 GREY = "#747474"
+SMALLEST = 6.5  # points, of a title
+MOST_DRAWN = 2000  # points, which cover the space
 NO_STEPS = "the data are constant, so no step was taken"
 
 
@@ -80,14 +86,14 @@ def formula_title(result: Result, most: int = 160) -> str:
     """The formula as Matplotlib can draw it: its LaTeX, or plain text where that is too long or
     beyond Matplotlib.
     """
-    latex = f"$y = {result.latex}$".replace(r"\frac", r"\dfrac")
+    latex = f"${latex_name(result.target)} = {result.latex}$".replace(r"\frac", r"\dfrac")
     try:
         MathTextParser("path").parse(latex)
     except ValueError:
         latex = ""
     if latex and len(latex) <= most:
         return latex
-    text = f"y = {result.sympy()}"
+    text = f"{result.target} = {result.sympy()}"
     return text if len(text) <= 90 else text[:87] + "..."
 
 
@@ -113,6 +119,27 @@ def plot_front(front: Front) -> Figure:
     return figure
 
 
+def set_formula(axes: Axes, result: Result, width: float) -> None:
+    """The formula as the title of axes of a width in inches: smaller where it is long, and as plain
+    text in up to three lines where that is not enough.
+    """
+    title, size, room = formula_title(result), 10.0, 72 * width
+    if title.startswith("$"):
+        drawn = float(MathTextParser("path").parse(title, 72, FontProperties(size=size))[0])
+        size = min(size, size * room / drawn)
+    if size < SMALLEST or not title.startswith("$"):
+        size, text = 8.0, f"{result.target} = {result.sympy()}".replace("$", r"\$")
+        title = "\n".join(textwrap.wrap(text, int(room / 5.6), max_lines=3, placeholder="..."))
+    axes.set_title(title, color=GREY, fontsize=size)
+
+
+def label(result: Result, name: str, most: int = 24) -> str:
+    """A column's name with its unit, shortened to fit beside an axis."""
+    unit = result.units.get(name, "units of the data" if name in ("x", "y") else "")
+    short = name if len(name) <= most else name[: most - 3] + "..."
+    return (f"{short} ({unit})" if unit else short).replace("$", r"\$")
+
+
 def draw_fit(axes: Axes, result: Result) -> None:
     """Data and formula over the one variable."""
     x = result.x[:, 0]
@@ -120,34 +147,83 @@ def draw_fit(axes: Axes, result: Result) -> None:
     grid = np.linspace(low, high, 600)
     axes.plot(grid, result.predict(grid), color=POINT, lw=2, label="formula")
     draw_band(axes, result, grid)
-    axes.scatter(x, result.y, s=22, color=CLOUD, zorder=3, label="data")
+    shown = spread_out(result.x.T, MOST_DRAWN)
+    axes.scatter(x[shown], result.y[shown], s=22, color=CLOUD, zorder=3, label="data")
 
 
 def plot_fit(result: Result) -> Figure:
-    """Data and formula above, residuals below; for several variables, predicted against observed y
-    and the residuals beside it.
+    """Data and formula above, residuals below; several variables: see `plot_columns`.
 
     Two axes.  A break in the curve means that the formula is undefined there.
     """
-    if result.x.shape[1] == 1:
-        figure = new_figure(6.4, 4.6)
-        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        draw_fit(top, result)
-        style_axes(top, y="y (units of the data)", title=formula_title(result))
-        at, name = result.x[:, 0], "x (units of the data)"
-    else:
-        figure = new_figure(9.0, 3.8)
-        top, bottom = figure.subplots(1, 2)
-        at, name = result.predict(result.x), "predicted y (units of the data)"
-        ends = [float(result.y.min()), float(result.y.max())]
-        top.plot(ends, ends, color=POINT, lw=2, label="perfect fit")
-        top.scatter(at, result.y, s=22, color=CLOUD, zorder=3, label="data")
-        style_axes(top, x=name, y="observed y (units of the data)", title=formula_title(result))
+    if result.x.shape[1] > 1:
+        return plot_columns(result)
+    figure = new_figure(6.4, 4.6)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    draw_fit(top, result)
+    style_axes(top, y=label(result, result.target))
+    set_formula(top, result, 5.4)
     add_legend(top)
-    bottom.axhline(0.0, color=POINT, lw=1)
-    bottom.scatter(at, result.y - result.predict(result.x), s=14, color=CLOUD, zorder=3)
-    style_axes(bottom, x=name, y="residual (units of y)")
+    draw_residuals(bottom, result, 0)
     return figure
+
+
+def plot_columns(result: Result) -> Figure:
+    """For several variables: observed against predicted y, and below it a row for each variable
+    with the formula's curve, see `draw_partial`, and the residuals.
+
+    One axis, and two for each variable; those that the formula does not use come last.
+    """
+    names = [n for n in result.names if n not in result.unused] + list(result.unused)
+    figure = new_figure(6.4, 3.0 + 2.3 * len(names))
+    grid = figure.add_gridspec(len(names) + 1, 2, height_ratios=(3.0, *[2.3] * len(names)))
+    top = figure.add_subplot(grid[0, :])
+    shown = spread_out(result.x.T, MOST_DRAWN)
+    ends = [float(result.y.min()), float(result.y.max())]
+    top.plot(ends, ends, color=POINT, lw=2, label="perfect fit")
+    top.scatter(
+        result.predict(result.x[shown]), result.y[shown], s=22, color=CLOUD, zorder=3, label="data"
+    )
+    target = label(result, result.target, 20)
+    style_axes(top, x=f"predicted {target}", y=f"observed {target}")
+    set_formula(top, result, 5.8)
+    add_legend(top)
+    for row, name in enumerate(names, 1):
+        variable = result.names.index(name)
+        draw_partial(figure.add_subplot(grid[row, 0]), result, variable)
+        draw_residuals(figure.add_subplot(grid[row, 1]), result, variable)
+    return figure
+
+
+def draw_residuals(axes: Axes, result: Result, variable: int) -> None:
+    """Observed minus predicted y over one variable."""
+    shown = spread_out(result.x.T, MOST_DRAWN)
+    residual = result.y[shown] - result.predict(result.x[shown])
+    axes.axhline(0.0, color=POINT, lw=1)
+    axes.scatter(result.x[shown, variable], residual, s=14, color=CLOUD, zorder=3)
+    unit = result.units.get(result.target, f"units of {result.target}"[:18])
+    style_axes(
+        axes, x=label(result, result.names[variable]), y=f"residual ({unit})".replace("$", r"\$")
+    )
+
+
+def draw_partial(axes: Axes, result: Result, variable: int) -> None:
+    """The formula over one variable, with the others at their medians, and the data as they would
+    be there: the curve plus each point's residual.
+    """
+    x = result.x[spread_out(result.x.T, MOST_DRAWN)]
+    y = result.y[spread_out(result.x.T, MOST_DRAWN)]
+    held = np.repeat(np.median(result.x, axis=0)[None], len(x), axis=0)
+    held[:, variable] = x[:, variable]
+    grid = np.repeat(held[:1], 300, axis=0)
+    grid[:, variable] = np.linspace(x[:, variable].min(), x[:, variable].max(), 300)
+    axes.plot(grid[:, variable], result.predict(grid), color=POINT, lw=2)
+    moved = result.predict(held) + y - result.predict(x)
+    axes.scatter(x[:, variable], moved, s=14, color=CLOUD, zorder=3)
+    name = result.names[variable]
+    title = "not in the formula" if name in result.unused else "others at their medians"
+    style_axes(axes, x=label(result, name), y=label(result, result.target, 20), title=title)
+    axes.title.set_fontsize("small")
 
 
 def plot_velocity(result: Result, threshold: float = 1e-5) -> Figure:

@@ -78,6 +78,7 @@ class Result(Written):
     errors: Errors = field(default=Errors(), repr=False)
     runners_up: tuple[Candidate, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
+    units: dict[str, str] = field(default_factory=dict)  # of columns, by name
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.latex, self.iterations))

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import numbers
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from refinemath.answer.choose import Answers, Candidates, refit_transformed
+from refinemath.answer.choose import Answers, Candidates
 from refinemath.answer.targets import IDENTITY, target_transforms
+from refinemath.answer.units import read_units
 from refinemath.compiled import SearchRecord, no_rows, record_search, run_search
 from refinemath.control import Progress, make_control, searched_points
 from refinemath.corpus.build import blind_table
@@ -148,6 +149,7 @@ class RefineMath:
         max_length: int | None = None,
         through_origin: bool = False,
         missing: str = "error",
+        units: Mapping[str, str] | None = None,
         threshold: float = 1e-5,
         seed: int = 0,
         time_budget: float = 8.0,
@@ -164,6 +166,8 @@ class RefineMath:
         searches do not know these four: they govern the last fit of every formula found, and the
         score by which one is chosen.  `operators`: the only ones allowed beside + - *, such as "/
         exp sqrt"; `max_length`: the most tokens.  `missing`: "drop" leaves out rows with gaps.
+        `units`: of columns by name, such as `{"v": "m/s"}`; then the formula is dimensionally
+        consistent, its numbers carrying the units that make it so.
         `threshold`: the relative latent velocity |Z_t - Z_{t-1}| / |Z_{t-1}| under which a thought
         has settled.  `seed`: its last 32 bits count.  `time_budget`: seconds within which the
         answer should be there; they are counted from when all is compiled, and where they are few
@@ -177,6 +181,7 @@ class RefineMath:
         table = read_table(data, y, target=target, features=features, sigma=sigma, missing=missing)
         control = make_control(table, error, loss, operators, max_length, through_origin)
         engine = self._engine(len(table.names), control.operators)
+        dimensions = read_units(units or {}, table.names, table.target)
         if table.constant:
             return replace(constant_result(table), seconds=time.perf_counter() - began)
         few = searched_points(table, control.errors)
@@ -190,11 +195,11 @@ class RefineMath:
             pace=pace,
             searches=searches,
         )
-        answers = Answers(problem, control.allows, schedule.reading_ends)
+        answers = Answers(problem, control.allows, dimensions, schedule.reading_ends)
         kept, steps = engine.search_all(schedule, answers, int(seed), callback)
         record = engine.record(schedule, *kept, threshold)
         steps += record.steps - record.searched
-        result = make_result(answers, record, table, control)
+        result = replace(make_result(answers, record, table, control), units=dict(units or {}))
         seconds = time.perf_counter() - began
         result = replace(result, searches=schedule.turn + 1, steps=steps)
         return replace(result, compile_seconds=compile_seconds, seconds=seconds)
@@ -249,7 +254,7 @@ class Engine:
         output of the one that found the best, and the steps of all.  Ctrl-C ends them once there is
         an answer.
         """
-        search, problem = functools.partial(self.search, schedule, seed), answers.problem
+        search = functools.partial(self.search, schedule, seed)
         output, steps = search(0), 0
         kept = 0, output
         try:
@@ -258,7 +263,7 @@ class Engine:
                 # the device searches on while the host reads
                 ahead = search(schedule.turn + 1) if schedule.search_ended(solved=solved) else None
                 seen, found = schedule.view(schedule.turn), pool_candidates(output, answers.allows)
-                improved = answers.add(refit_transformed(found, *seen, problem))
+                improved = answers.read(found, *seen)
                 steps += int(output.steps)
                 kept = (schedule.turn, output) if improved else kept
                 stop = callback is not None and callback(schedule.progress(answers.best))

@@ -21,6 +21,7 @@ from refinemath.examples import SkeletonTable
 from refinemath.loop import Proposer
 from refinemath.model import Model, ModelConfig
 from refinemath.proposers.edits import Edits
+from refinemath.proposers.inverses import Inverses
 from refinemath.proposers.missing_term import MissingTerm
 from refinemath.proposers.network import Network
 from refinemath.proposers.pairs import Pairs
@@ -38,6 +39,7 @@ SMALL_ONES: dict[str, Proposer] = {  # by the names of the registry
     "missing_term": MissingTerm(parents=8, refine=8),
     "pairs": Pairs(per_kind=16, shortest=128, refine=8),
     "quotients": Quotients(refine=8, rounds=2, numerators=3),
+    "inverses": Inverses(refine=8, rounds=2, each=8, entries=1024),
     "edits": Edits(count=96, refine=16),
 }
 PROPOSERS = tuple(p for name, p in SMALL_ONES.items() if name in DEFAULT)

@@ -34,16 +34,16 @@ CORE = (
     "loop",
 )
 SEARCH = (
-    "proposers proposers.splice proposers.library",
+    "proposers proposers.splice proposers.library proposers.monomials",
     "proposers.network proposers.short proposers.missing_term proposers.pairs proposers.edits "
     "proposers.prior",
-    "proposers.quotients",
+    "proposers.quotients proposers.inverses",
     "proposers.registry compiled",
 )
 AROUND = (
     "weights corpus corpus.canonical corpus.signatures problem compilation pace",
     "answer answer.solution files",
-    "answer.rounding answer.symbolic answer.uncertainty reading",
+    "answer.rounding answer.symbolic answer.uncertainty answer.units reading",
     "answer.targets answer.regression answer.statement operators",
     "answer.choose corpus.exclusions control",
     "corpus.build schedule export",

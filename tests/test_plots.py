@@ -3,10 +3,12 @@ data.
 """
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pictures
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from refinemath import plots
@@ -106,15 +108,56 @@ def test_the_fit_shows_data_curve_and_residuals() -> None:
     draw(figure)
 
 
-def test_the_fit_of_two_variables_compares_predicted_with_observed() -> None:
-    figure = plots.plot_fit(fake("x1*x2 + x2", variables=2))
-    left, right = figure.axes
-    assert (
-        "predicted" in left.get_xlabel()
-        and "observed" in left.get_ylabel()
-        and "residual" in right.get_ylabel()
-    )
+def test_the_fit_of_two_variables_has_a_row_for_each() -> None:
+    result = fake("x1*x2 + x2", variables=2)
+    figure = plots.plot_fit(replace(result, units={"x2": "m/s", "y": "J"}))
+    top, *rows = figure.axes
+    assert top.get_xlabel() == "predicted y (J)" and top.get_ylabel() == "observed y (J)"
+    assert [a.get_xlabel() for a in rows] == ["x1", "x1", "x2 (m/s)", "x2 (m/s)"]
+    assert [a.get_ylabel() for a in rows] == ["y (J)", "residual (J)"] * 2
     draw(figure)
+
+
+def test_a_partial_curve_goes_through_data_without_noise() -> None:
+    """What is drawn are the data with the other variables moved to their medians."""
+    rng = np.random.default_rng(3)
+    x = rng.uniform(1, 2, (40, 2))
+    result = replace(fake("x1*x2 + x2", variables=2), x=x, y=x[:, 0] * x[:, 1] + x[:, 1])
+    axes = plots.plot_fit(result).axes[1]
+    at, y = np.asarray(axes.collections[0].get_offsets()).T
+    middle = float(np.median(x[:, 1]))
+    np.testing.assert_allclose(y, at * middle + middle)
+    curve = np.stack(axes.lines[0].get_data())
+    np.testing.assert_allclose(np.interp(at, *curve), y, rtol=1e-6)
+
+
+def test_a_variable_that_is_not_used_comes_last_and_says_so() -> None:
+    figure = plots.plot_fit(fake("2*x2", variables=2))
+    assert [a.get_xlabel() for a in figure.axes[1:]] == ["x2", "x2", "x1", "x1"]
+    assert figure.axes[3].get_title() == "not in the formula"
+    draw(figure)
+
+
+@pytest.mark.parametrize(
+    "name", ["a" * 80, "price [$]", "T [K]", "100 %", "größe", "a_b^c$", "x y"]
+)
+def test_any_name_can_be_drawn_and_fits(name: str) -> None:
+    result = replace(fake("x1*x2 + x2", variables=2), names=(name, "v"), target=name + "2")
+    result = replace(result, latex=latex_of(result.formula, 6, result.names))
+    figure = plots.plot_fit(result)
+    draw(figure)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    for axes in figure.axes:
+        for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
+            box = text.get_window_extent(renderer)
+            assert box.x0 >= -1 and box.x1 <= figure.bbox.width + 1, text.get_text()
+            assert box.y0 >= -1 and box.y1 <= figure.bbox.height + 1, text.get_text()
+
+
+def test_of_many_points_some_are_drawn() -> None:
+    x = np.random.default_rng(0).normal(size=(50_000, 2))
+    figure = plots.plot_fit(replace(fake("x1*x2", variables=2), x=x, y=x[:, 0] * x[:, 1]))
+    assert {len(a.collections[0].get_offsets()) for a in figure.axes} == {plots.MOST_DRAWN}
 
 
 def test_velocity_has_a_line_a_thought_a_median_and_the_threshold() -> None:

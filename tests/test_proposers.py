@@ -612,7 +612,7 @@ def test_what_proposers_declare() -> None:
     assert traits == {
         "samples": {"network", "prior"},
         "reads_latents": {"network"},
-        "uses_library": {"short", "missing_term", "pairs", "quotients"},
+        "uses_library": {"short", "missing_term", "pairs", "quotients", "inverses"},
         "uses_table": {"prior"},
     }
 

@@ -13,6 +13,7 @@ QUICK = {
     "flops": {"flops_per_example", "projection", "parts"},
     "halting": {"recovered", "replay", "settled"},
     "profile": {"solve"},
+    "sizes": {"tables", "again against columns", "bytes against rows"},
     "systems": {"table", "parameters", "records"},
     "variants": {"table", "runs"},
 }

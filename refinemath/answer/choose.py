@@ -24,6 +24,7 @@ from refinemath.answer.solution import (
 from refinemath.answer.statement import free_length, state
 from refinemath.answer.symbolic import pretty, printed_text, rescale, rewrite
 from refinemath.answer.targets import TargetTransform
+from refinemath.answer.units import Dimensions
 from refinemath.expression import END, Formula, decode, split_terms
 from refinemath.problem import Problem
 
@@ -37,20 +38,29 @@ class Candidates(NamedTuple):
 
 
 def refit(
-    candidates: Candidates, problem: Problem, *, most: int = 12, each: int = 2
+    candidates: Candidates,
+    problem: Problem,
+    dimensions: Dimensions | None = None,
+    *,
+    most: int = 12,
+    each: int = 2,
 ) -> list[Solution]:
     """The `most` best candidates and the `each` best of every length, numbers fitted again in
-    float64 on all points; the shortest code first.
+    float64 on all points; the shortest code first.  With `dimensions`, only those that can be
+    consistent.
     """
     lengths = np.count_nonzero(candidates.tokens != END, axis=1).tolist()
     seen = dict.fromkeys(lengths, 0)
     solutions: list[Solution] = []
     for i in np.flatnonzero(np.isfinite(candidates.score)):
-        seen[lengths[i]] += 1
-        if i >= most and seen[lengths[i]] > each:
-            continue
         formula = decode(candidates.tokens[i], candidates.values[i].astype(np.float64))
-        solution = refine_constants(split_terms(formula), problem.u, problem.y)
+        terms = split_terms(formula)
+        if dimensions and not all(dimensions.possible(t, problem.scale != 1.0) for t in terms):
+            continue
+        seen[lengths[i]] += 1
+        if sum(seen.values()) > most and seen[lengths[i]] > each:
+            continue
+        solution = refine_constants(terms, problem.u, problem.y)
         if solution is not None:
             solutions.append(score_solution(solution, problem.u, problem.y))
             if len(solutions) >= 4 and min(s.fvu for s in solutions) < EXACT:
@@ -63,13 +73,14 @@ def refit_transformed(
     transform: TargetTransform,
     seen: Problem,
     problem: Problem,
+    dimensions: Dimensions | None = None,
     *,
     most: int = 6,
 ) -> list[Solution]:
     """`refit` on the points that the search has `seen`; where their target was transformed, its
     `most` best formulas for the problem's own y.
     """
-    solutions = refit(candidates, seen)
+    solutions = refit(candidates, seen, dimensions)
     if seen is problem:
         return solutions
     if solutions and solutions[0].fvu < EXACT:
@@ -83,16 +94,18 @@ class Answers:
 
     `best`: in the user's units, its numbers rounded; None while none is better than the mean.
     `finalists`: those among which it was last chosen, the shortest code first.  What is not allowed
-    is left out.
+    is left out, and with `dimensions` what is not consistent.
     """
 
     def __init__(
         self,
         problem: Problem,
         allows: Callable[[Formula], bool] = lambda formula: True,
+        dimensions: Dimensions | None = None,
         reading_ends: float = math.inf,
     ):
         self.problem = problem
+        self.dimensions = dimensions
         self._reading_ends = reading_ends  # on the clock
         self.best: Solution | None = None
         self.finalists: list[Solution] = []
@@ -112,6 +125,11 @@ class Answers:
     def solutions(self) -> list[Solution]:
         """All formulas, in u and not rounded, the shortest code first."""
         return sorted(self._found.values(), key=code_length)
+
+    def read(self, candidates: Candidates, transform: TargetTransform, seen: Problem) -> bool:
+        """Take in what a search remembers of a transformed target; see `add`."""
+        found = refit_transformed(candidates, transform, seen, self.problem, self.dimensions)
+        return self.add(found)
 
     def add(self, solutions: Iterable[Solution]) -> bool:
         """Take in scored solutions in u; True where the best code is now half a nat shorter."""
@@ -139,7 +157,7 @@ class Answers:
             if any(abs(solution.fvu - fvu) <= 1e-6 * fvu for fvu in seen):
                 continue  # the same function in other words
             own = [form for form in self._rewrite(solution) if self.allows(form.formula())]
-            own = [form for form in own if beats_mean(form, self.mean)]
+            own = [form for form in self._consistent(own) if beats_mean(form, self.mean)]
             if forms and time.perf_counter() > self._reading_ends:
                 break
             if own:
@@ -154,9 +172,14 @@ class Answers:
             enough = rounded[-1].fvu < EXACT and len(rounded) >= 3
             if enough or time.perf_counter() > self._reading_ends:
                 break
-        good = [s for s in rounded if beats_mean(s, self.mean)]
+        good = [s for s in self._consistent(rounded) if beats_mean(s, self.mean)]
         self.finalists = sorted(good, key=code_length)
         return self.finalists[0] if good else None
+
+    def _consistent(self, forms: list[Solution]) -> list[Solution]:
+        """Those that are dimensionally consistent, where there are units."""
+        known = self.dimensions
+        return forms if known is None else [form for form in forms if known.consistent(form)]
 
 
 def beats_mean(solution: Solution, mean: Solution) -> bool:

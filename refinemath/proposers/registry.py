@@ -7,6 +7,7 @@ from typing import Any
 
 from refinemath.loop import Proposer
 from refinemath.proposers.edits import Edits
+from refinemath.proposers.inverses import Inverses
 from refinemath.proposers.missing_term import MissingTerm
 from refinemath.proposers.network import Network
 from refinemath.proposers.pairs import Pairs
@@ -21,6 +22,7 @@ REGISTRY: dict[str, Proposer] = {
     "missing_term": MissingTerm(),
     "pairs": Pairs(),
     "quotients": Quotients(),
+    "inverses": Inverses(),
     "edits": Edits(),
 }
 DEFAULT = frozenset(REGISTRY) - {"prior"}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
@@ -30,6 +32,16 @@ def single_token(token: Int[Array, " batch"], value: Array | None = None) -> Seg
     """One token for each formula; `value` is its number where it is a constant."""
     number = jnp.zeros(token.shape, jnp.float32) if value is None else value
     return Segment(token[:, None], number[:, None], jnp.ones_like(token))
+
+
+def segment(pieces: Sequence[Sequence[int]], row: Int[Array, " batch"]) -> Segment:
+    """For each formula one of some pieces of tokens without numbers."""
+    tokens = np.zeros((len(pieces), max(1, *map(len, pieces))), np.int32)
+    for own, piece in zip(tokens, pieces, strict=True):
+        own[: len(piece)] = piece
+    chosen = jnp.asarray(tokens)[row]
+    length = jnp.asarray([len(piece) for piece in pieces], jnp.int32)[row]
+    return Segment(chosen, jnp.zeros(chosen.shape, jnp.float32), length)
 
 
 def concat_tokens(slots: int, *segments: Segment) -> Programs:

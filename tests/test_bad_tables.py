@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 
 from refinemath import DataError
-from refinemath.problem import prepare, read_table, spread_out
+from refinemath.problem import prepare, spread_out
+from refinemath.reading import read_table
 from refinemath.solver import device_points
 
 KINDS: dict[str, tuple[Callable[[np.random.Generator], Any], str | None]] = {}

@@ -11,7 +11,7 @@ import pytest
 from refinemath import RefineMath, parse
 from refinemath.answer.units import read_units
 from refinemath.evaluation import is_instance, problems_of, real_problems, recovered
-from refinemath.problem import read_table
+from refinemath.reading import read_table
 
 DATA = Path(__file__).parents[1] / "data"
 ROWS = list(csv.DictReader((DATA / "problems_tables.csv").read_text(encoding="utf-8").splitlines()))

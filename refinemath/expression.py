@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -222,9 +221,16 @@ class Formula:
         """The SymPy expression, in the symbols x1..x10, or x where no other variable than x1
         occurs.
         """
+        return fold(self.parts, self.sympy_node)
+
+    def sympy_node(self, part: str | float, *operands: sympy.Expr) -> sympy.Expr:
+        """One operator, variable or number of the formula in SymPy, its operands given."""
         only = {p for p in self.parts if p in VARIABLES} <= {"x1"}
-        names = {v: sympy.Symbol("x" if only else v, real=True) for v in VARIABLES}
-        return fold(self.parts, functools.partial(_sympy_node, names))
+        if not isinstance(part, str):
+            return sympy_number(part)
+        if part in VARIABLES:
+            return sympy.Symbol("x" if only else part, real=True)
+        return OPERATORS[OPERATOR_TOKEN[part] - FIRST_OPERATOR].sympy(*operands)
 
     def skeleton(self) -> tuple[str, ...]:
         """The formula with every number replaced by the letter c."""
@@ -290,18 +296,6 @@ def sympy_number(value: float) -> sympy.Expr:
         sympy.Integer(int(value))
         if float(value).is_integer() and abs(value) < 1e6
         else sympy.Float(value, 17)
-    )
-
-
-def _sympy_node(
-    names: dict[str, sympy.Symbol], part: str | float, *operands: sympy.Expr
-) -> sympy.Expr:
-    if not isinstance(part, str):
-        return sympy_number(part)
-    return (
-        names[part]
-        if part in names
-        else OPERATORS[OPERATOR_TOKEN[part] - FIRST_OPERATOR].sympy(*operands)
     )
 
 

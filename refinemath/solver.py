@@ -25,7 +25,7 @@ from refinemath.compiled import SearchRecord, no_rows, record_search, run_search
 from refinemath.corpus.build import blind_table
 from refinemath.expression import SLOTS
 from refinemath.fitting import Points
-from refinemath.loop import Proposer, SearchConfig, SearchOutput, declares
+from refinemath.loop import HostProposer, Proposer, SearchConfig, SearchOutput, declares
 from refinemath.problem import (
     MOST_POINTS,
     SEARCH_POINTS,
@@ -109,7 +109,7 @@ class RefineMath:
         max_iters: int = 32,
         *,
         weights: str | Path | None = None,
-        proposers: Iterable[str | Proposer] = DEFAULT,
+        proposers: Iterable[str | Proposer | HostProposer] = DEFAULT,
         config: SearchConfig | None = None,
         transforms: bool = True,
         patience: int = PATIENCE,
@@ -125,7 +125,9 @@ class RefineMath:
         self.latent_dim = int(latent_dim)
         self.max_iters = int(max_iters)
         self.weights = None if weights is None else Path(weights)
-        self.proposers = resolve(proposers)
+        every = resolve(proposers)
+        self.proposers = tuple(p for p in every if not declares(p, "on_host"))
+        self.on_host = tuple(p for p in every if declares(p, "on_host"))
         self.transforms = transforms
         self.patience = int(patience)
         base = config or SearchConfig()
@@ -170,8 +172,13 @@ class RefineMath:
             patience=self.patience,
             began=began,
         )
+        answers = Answers(problem)
+        if engine is None:
+            self._ask_host(answers)
+            return replace(_result(answers, None, table), seconds=time.perf_counter() - began)
         search = functools.partial(engine.search, schedule, int(seed))
-        answers, output, steps = Answers(problem), search(0), 0
+        output, steps = search(0), 0
+        self._ask_host(answers)  # while the device is at work
         kept = 0, output
         while True:
             solved = float(output.pool.fvu[0]) <= self.config.solved  # waits for the device
@@ -196,8 +203,18 @@ class RefineMath:
             return shipped_weights(self.latent_dim)
         return load_weights(self.weights, self.latent_dim)
 
-    def _engine(self, variables: int) -> Engine:
-        """What searches in so many variables.  Without weights for them the network is left out."""
+    def _ask_host(self, answers: Answers) -> None:
+        """Add what the proposers on the host find."""
+        x, y = answers.problem.x, answers.problem.y
+        for proposer in self.on_host:
+            answers.add_written(proposer.solutions(x, y))
+
+    def _engine(self, variables: int) -> Engine | None:
+        """What searches in so many variables.  Without weights for them the network is left out;
+        None where only proposers on the host were asked for.
+        """
+        if not self.proposers:
+            return None
         reads = any(declares(p, "reads_latents") for p in self.proposers)
         weights = self.parameters() if reads else None
         known = weights.config.variables if weights else 0
@@ -276,8 +293,8 @@ def pool_candidates(output: SearchOutput) -> Candidates:
     return Candidates(np.asarray(pool.tokens), np.asarray(pool.values), np.asarray(pool.score))
 
 
-def _result(answers: Answers, record: SearchRecord, table: Table) -> Result:
-    """The result for a table, with the search that has found the answer."""
+def _result(answers: Answers, record: SearchRecord | None, table: Table) -> Result:
+    """The result for a table, with the search that has found the answer, if there was one."""
     problem = answers.problem
     chosen = answers.best or Solution((), (), float(np.mean(problem.y)), 1.0)
     if len(table.y) > len(problem.y):
@@ -286,14 +303,14 @@ def _result(answers: Answers, record: SearchRecord, table: Table) -> Result:
     digits = digits_needed(formula, problem.x, problem.y)
     result = Result(
         latex=latex_of(formula, digits, table.names),
-        iterations=record.steps,
+        iterations=record.steps if record else 0,
         formula=formula,
         fvu=chosen.fvu,
-        converged=record.converged,
+        converged=record.converged if record else False,
         exact=chosen.fvu < EXACT,
         found=chosen.fvu < FOUND,
-        candidates=pareto_front(answers.solutions, problem, digits - 1),
-        velocity=np.asarray(record.trace.velocity),
+        candidates=pareto_front(answers.solutions, problem, digits - 1, answers.written),
+        velocity=np.asarray(record.trace.velocity) if record else np.zeros((0, 0)),
         outcome=record,
         x=table.x,
         y=table.y,

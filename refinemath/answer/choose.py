@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -85,6 +86,7 @@ class Answers:
         self.problem = problem
         self.best: Solution | None = None
         self._found: dict[tuple[tuple[str, ...], ...], Solution] = {}
+        self.written: list[Solution] = []  # in the user's units as they are, such as families
         self._rewrite = functools.cache(lambda s: rewrite(s, problem))
         self._round = functools.cache(lambda s: round_constants(s, problem.x, problem.y))
 
@@ -105,6 +107,20 @@ class Answers:
             old = self._found.get(name)
             if old is None or code_length(solution) < code_length(old):
                 self._found[name] = solution
+        return self._improves()
+
+    def add_written(self, solutions: Iterable[Solution], *, most: int = 8) -> bool:
+        """As `add`, for the `most` best different ones of some solutions in the user's units, which
+        are not rewritten.
+        """
+        x, y = self.problem.x, self.problem.y
+        scored = sorted((score_solution(s, x, y) for s in solutions), key=code_length)
+        kept = {f"{s.fvu:.6g}": s for s in reversed(scored) if math.isfinite(code_length(s))}
+        self.written += sorted(kept.values(), key=code_length)[:most]
+        return self._improves()
+
+    def _improves(self) -> bool:
+        """Choose again; True where the best code is now half a nat shorter."""
         now = self.choose(self.solutions)
         better = now is not None and (
             self.best is None or code_length(now) < code_length(self.best) - 0.5
@@ -118,7 +134,7 @@ class Answers:
         of them rounded.  What was rewritten or rounded before is remembered.
         """
         seen: list[float] = []
-        forms: list[Solution] = []
+        forms: list[Solution] = list(self.written)
         for solution in solutions[: 3 * most]:
             if any(abs(solution.fvu - fvu) <= 1e-6 * fvu for fvu in seen):
                 continue  # the same function in other words
@@ -146,19 +162,23 @@ class FrontEntry:
 
 
 def pareto_front(
-    solutions: Iterable[Solution], problem: Problem, digits: int = 5
+    solutions: Iterable[Solution],
+    problem: Problem,
+    digits: int = 5,
+    written: Sequence[Solution] = (),
 ) -> tuple[FrontEntry, ...]:
     """The shortest solution and every longer one that leaves at least a tenth less unexplained than
-    the one before it, in the user's units and names.
+    the one before it, in the user's units and names; those `written` are in these units already.
     """
     kept: list[Solution] = []
-    for solution in sorted(solutions, key=lambda s: s.length):
+    for solution in sorted([*solutions, *written], key=lambda s: s.length):
         if kept and solution.fvu >= 0.9 * kept[-1].fvu:
             continue
         if kept and kept[-1].length == solution.length:
             kept.pop()
         kept.append(solution)
-    formulas = ((rescale(s, problem) or s).formula() for s in kept)
+    own = (s if s in written else rescale(s, problem) or s for s in kept)
+    formulas = (s.formula() for s in own)
     return tuple(
         FrontEntry(s.length, s.fvu, str(pretty(f, digits, problem.names)))
         for s, f in zip(kept, formulas, strict=True)

@@ -21,6 +21,7 @@ from refinemath.answer.solution import (
     with_numbers,
 )
 from refinemath.expression import Formula, fold
+from refinemath.spectrum import whole_cycle
 
 Sized = tuple[tuple[str | float, ...], float]  # parts of a formula and the largest of their values
 
@@ -82,7 +83,9 @@ def _refit(
     frozen: frozenset[int] = frozenset(),
     intercept: bool = True,
 ) -> Solution | None:
-    found = refine_constants(terms, x, y, frozen=frozen, intercept=intercept)
+    # a number that is exactly 1 is part of the form: 1 / (1 + exp(-x)), 1 - exp(-x)
+    ones = {i for i, v in enumerate(c for t in terms for c in t.constants()) if v == 1.0}
+    found = refine_constants(terms, x, y, frozen=frozen | ones, intercept=intercept)
     return None if found is None else score_solution(found, x, y)
 
 
@@ -109,7 +112,8 @@ def _round_inner(best: Solution, x: np.ndarray, y: np.ndarray, *, intercept: boo
     frozen: frozenset[int] = frozenset()
     for i in sorted(range(len(best.constants)), key=lambda i: -abs(best.constants[i])):
         numbers = best.constants
-        for number in simple_neighbours(numbers[i]):
+        cycle = [numbers[i]] if len(x) == 1 and numbers[i] == whole_cycle(x[0]) else []
+        for number in (*cycle, *simple_neighbours(numbers[i])):
             numbers[i] = number
             terms = with_numbers(best.terms, numbers)
             trial = _refit(terms, x, y, frozen=frozen | {i}, intercept=intercept)

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import sympy
+from sympy.core.parameters import distribute
 
 from refinemath.answer.solution import Solution, linear_solution, refine_constants, score_solution
-from refinemath.expression import SLOTS, VARIABLES, Formula, FormulaError
+from refinemath.expression import SLOTS, VARIABLES, Formula, FormulaError, fold
 from refinemath.problem import Problem
 from refinemath.text import parse
 
@@ -136,22 +137,50 @@ def one_fraction(solution: Solution, problem: Problem) -> Solution | None:
 
 def pretty(formula: Formula, digits: int = 6, names: Sequence[str] = ()) -> sympy.Expr:
     """The SymPy form that is printed: numbers to `digits` significant digits, multiples of pi and
-    whole numbers exact, and symbols with the users' `names` in place of x1, x2, and so on.
+    whole numbers exact, and symbols with the users' `names` in place of x1, x2, and so on.  A
+    number times x - c stays as it is, which SymPy would multiply out.
     """
-    expression = formula.sympy()
-    numbers = {n: _printed_number(float(n), digits) for n in expression.atoms(sympy.Float)}
+    held: dict[sympy.Symbol, sympy.Expr] = {}
+
+    def node(part: str | float, *operands: sympy.Expr) -> sympy.Expr:
+        if part in ("mul", "div") and any(o.is_Number for o in operands):
+            operands = tuple(_hold(o, held) if _is_place(o) else o for o in operands)
+        return formula.sympy_node(part, *operands)
+
+    expression = fold(formula.parts, node)
+    numbers = _printed_numbers(expression, digits)
     symbols = {
         sympy.Symbol(own, real=True): sympy.Symbol(name, real=True)
         for own, name in zip(("x", *VARIABLES), (*names[:1], *names), strict=False)
     }
-    return expression.xreplace(numbers).xreplace(symbols)
+    places = {d: e.xreplace(_printed_numbers(e, digits)) for d, e in held.items()}
+    with distribute(False):
+        return expression.xreplace(numbers).xreplace(places).xreplace(symbols)
+
+
+def _is_place(e: sympy.Expr) -> bool:
+    """Whether an expression is x + c."""
+    return bool(e.is_Add and len(e.args) == 2 and e.args[0].is_Number and e.args[1].is_Symbol)
+
+
+def _hold(e: sympy.Expr, held: dict[sympy.Symbol, sympy.Expr]) -> sympy.Symbol:
+    """A symbol in place of an expression, the same one for equal expressions."""
+    known = next((d for d, other in held.items() if other == e), None)
+    if known is None:
+        known = sympy.Dummy(real=True)
+        held[known] = e
+    return known
+
+
+def _printed_numbers(e: sympy.Expr, digits: int) -> dict[sympy.Expr, sympy.Expr]:
+    return {n: _printed_number(float(n), digits) for n in e.atoms(sympy.Float)}
 
 
 def _printed_number(v: float, digits: int) -> sympy.Expr:
     share = sympy.Rational(round(v / math.pi * 12), 12) if abs(v) < 40 else sympy.Integer(0)
     if 0 < abs(share.p) <= 12 and abs(v - float(share) * math.pi) < 1e-9 * abs(v):
         return share * sympy.pi
-    if abs(v) < 1e9 and abs(v - round(v)) < 1e-9 * abs(v):
+    if (abs(v) < 1e9 and abs(v - round(v)) < 1e-9 * abs(v)) or (abs(v) < 1e15 and v == round(v)):
         return sympy.Integer(round(v))
     return sympy.Float(repr(v) if digits >= 17 else f"{v:.{digits}g}")
 

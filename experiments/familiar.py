@@ -1,9 +1,10 @@
 """Measured data of known form: is the family found, and how far off is the answer beyond the data?
 
 15 families of curves, 6 to 60 points, noise of 1 to 5 % of the spread, any units;
-`--proposers families` answers with the familiar families alone, without a compiled search.  The answer
-is right where it can be the true curve with at most one number more.  Its error on the half range
-beyond the points is compared with that of the true form fitted to the same points.
+`--proposers families` answers with the familiar families alone, without a compiled search.
+The answer is right where it is of the true form or can be the true curve with at most one number
+more.  Its error on the half range beyond the points is compared with that of the true form fitted
+to the same points.
 """
 
 from __future__ import annotations
@@ -81,21 +82,26 @@ def make(name: str, seed: int) -> Made:
 
 
 def judge(made: Made, result: Result) -> dict[str, Any]:
-    """Whether the answer can be the true curve, and its error beyond the points in units of that of
-    the true form.
+    """Whether the answer is of the true form or can be the true curve, and its error beyond the
+    points in units of that of the true form.
     """
-    everywhere = np.concatenate([made.x, made.beyond])[None]
+    x, ahead = (np.asarray(v)[None] for v in (np.concatenate([made.x, made.beyond]), made.beyond))
     curve = np.concatenate([made.curve, made.curve_beyond])
     own = refine_constants([made.term], made.x[None], made.y, intercept=made.offset)
-    again = refine_constants([result.formula], everywhere, curve, intercept=False)
-    assert own is not None
+    again = refine_constants([result.formula], x, curve, intercept=False)
+    answer = result.formula.evaluate(x)
+    member = refine_constants([made.term], x, answer, intercept=made.offset)
     free = [v for v in result.formula.constants() if v != 1.0]
-    truly = len(TRUTHS[made.name].ranges) + 1 + made.offset
-    right = again is not None and again.fvu < SAME and len(free) <= truly + 1
-    error = fraction_unexplained(result.predict(made.beyond) - made.curve_beyond, curve)
-    least = fraction_unexplained(own.formula().evaluate(made.beyond[None]) - made.curve_beyond, curve)
+    simple = len(free) <= len(TRUTHS[made.name].ranges) + 2 + made.offset
+    covers = again is not None and again.fvu < SAME and simple
+    assert own is not None
+    errors = [f.evaluate(ahead) - made.curve_beyond for f in (result.formula, own.formula())]
+    error, least = (fraction_unexplained(e, curve) for e in errors)
     floor = 0.01 * fraction_unexplained(made.y - made.curve, curve)
-    return {"right": bool(right), "ratio": float(np.sqrt(error / max(least, floor)))}
+    return {
+        "right": bool(covers or (member is not None and member.fvu < SAME)),
+        "ratio": float(np.sqrt(error / max(least, floor))),
+    }
 
 
 def tasks(options: Namespace) -> list[str]:

@@ -223,7 +223,7 @@ class Formula:
         """
         return fold(self.parts, self.sympy_node)
 
-    def sympy_node(self, part: str | float, *operands: sympy.Expr) -> sympy.Expr:
+    def sympy_node(self, part: str | float, *operands: Any) -> Any:
         """One operator, variable or number of the formula in SymPy, its operands given."""
         only = {p for p in self.parts if p in VARIABLES} <= {"x1"}
         if not isinstance(part, str):

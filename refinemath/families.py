@@ -17,7 +17,19 @@ from refinemath.spectrum import main_frequencies, whole_cycle
 from refinemath.text import parse
 
 Starts = Iterable[tuple[float, ...]]
+MOST_EXPONENT = 8.0
 FAR = 3.0  # spans between 0 and the nearest point from which on x is counted from a reference
+
+
+def reference(x: np.ndarray) -> float:
+    """0, or a round number at the beginning of x (points,) where 0 is far away: 1960 for 1963 to
+    2024.
+    """
+    low, span = float(np.min(x)), float(np.ptp(x))
+    if np.min(np.abs(x)) <= FAR * span or low * np.max(x) <= 0:
+        return 0.0
+    step = 10.0 ** math.floor(math.log10(span))
+    return float(f"{math.floor(low / step) * step:.15g}")
 
 
 class Curve(NamedTuple):
@@ -33,12 +45,8 @@ class Curve(NamedTuple):
 
     @property
     def reference(self) -> float:
-        """0, or a round number at the beginning of x where 0 is far away: 1960 for 1963 to 2024."""
-        nearest = float(np.min(np.abs(self.x)))
-        if nearest <= FAR * self.span or self.x[0] * self.x[-1] <= 0:
-            return 0.0
-        step = 10.0 ** math.floor(math.log10(self.span))
-        return float(f"{math.floor(self.x[0] / step) * step:.15g}")
+        """From where x is counted."""
+        return reference(self.x)
 
     def places(self) -> list[float]:
         """Where something happens: quartiles of x, and where y is highest, lowest and half way."""
@@ -164,26 +172,27 @@ def _near_origin(x: np.ndarray) -> bool:
     return bool(np.min(np.abs(x)) <= FAR * np.ptp(x))
 
 
-NONE = _product()  # one start without numbers
+_NONE = _product()  # one start without numbers
 POWERS = (-3.0, -2.0, -1.0, -0.5, 0.3, 0.6, 1.5, 2.5, 4.0)
 EXPONENTS = (0.6, 1.0, 1.6, 3.0, 6.0)
 LOGISTIC = "inv(1 + exp(-({}*(x - {}))))"
 GOMPERTZ = "exp(-exp({}*(x - {})))"
+WEIBULL = "exp(-(x/{})**{})"
 HILL = "inv(1 + ({}/x)**{})"
 # The shares are our judgement, from what introductory books of physics, chemistry, biology and
 # statistics fit to measured curves; lines, exponentials, powers and waves make up half.  All other
 # formulas share what is left, a fifth.
 FAMILIES = (
-    Family("line", "X", 140, NONE),
-    Family("parabola", "X**2 ; X", 45, NONE),
-    Family("square", "x**2", 20, NONE, needs=_near_origin),
-    Family("cubic", "X**3 ; X**2 ; X", 15, NONE),
-    Family("cube", "x**3", 5, NONE, needs=_near_origin),
-    Family("quartic", "X**4 ; X**3 ; X**2 ; X", 4, NONE),
-    Family("inverse", "inv(x)", 20, NONE, needs=_spans_ratio),
-    Family("inverse square", "inv(x**2)", 10, NONE, needs=_spans_ratio),
-    Family("square root", "sqrt(x)", 15, NONE, needs=_not_negative),
-    Family("logarithm", "log(x)", 25, NONE, needs=_spans_ratio),
+    Family("line", "X", 140, _NONE),
+    Family("parabola", "X**2 ; X", 45, _NONE),
+    Family("square", "x**2", 20, _NONE, needs=_near_origin),
+    Family("cubic", "X**3 ; X**2 ; X", 15, _NONE),
+    Family("cube", "x**3", 5, _NONE, needs=_near_origin),
+    Family("quartic", "X**4 ; X**3 ; X**2 ; X", 4, _NONE),
+    Family("inverse", "inv(x)", 20, _NONE, needs=_spans_ratio),
+    Family("inverse square", "inv(x**2)", 10, _NONE, needs=_spans_ratio),
+    Family("square root", "sqrt(x)", 15, _NONE, needs=_not_negative),
+    Family("logarithm", "log(x)", 25, _NONE, needs=_spans_ratio),
     Family("shifted logarithm", "log(x - {})", 4, lambda c: ((v,) for v in _outside(c)[:5])),
     Family("power law", "x**{}", 55, _product(POWERS), needs=_spans_ratio),
     Family("exponential", "exp({}*X)", 80, _product(_rates)),
@@ -194,32 +203,30 @@ FAMILIES = (
     Family("logistic", LOGISTIC, 45, _product(_rates, Curve.places), offset=False),
     Family("logistic with a floor", LOGISTIC, 25, _product(_rates, Curve.places)),
     Family("hyperbolic tangent", "tanh({}*x)", 5, _product(_rates), needs=_near_origin),
-    Family("Gompertz", GOMPERTZ, 10, _product(_rates, Curve.places), offset=False),
-    Family("Gompertz with a floor", GOMPERTZ, 5, _product(_rates, Curve.places)),
+    Family("Gompertz", GOMPERTZ, 5, _product(_rates, Curve.places), offset=False),
+    Family("Gompertz with a floor", GOMPERTZ, 2, _product(_rates, Curve.places)),
     Family("Michaelis-Menten", "x/(x + {})", 40, _product(_scales), needs=_not_negative),
-    Family("Hill", HILL, 20, _product(_scales, EXPONENTS), offset=False, needs=_not_negative),
+    Family("Hill", HILL, 30, _product(_scales, EXPONENTS), offset=False, needs=_not_negative),
     Family("Hill with a floor", HILL, 15, _product(_scales, EXPONENTS), needs=_not_negative),
     Family("shifted inverse", "inv(x - {})", 15, lambda c: ((v,) for v in _outside(c))),
     Family("Gaussian", "exp(-((x - {})/{})**2)", 40, _product(Curve.places, _widths)),
-    Family(
-        "Gaussian on a line", "exp(-((x - {})/{})**2) ; X", 8, _product(Curve.places, _widths)
-    ),
+    Family("Gaussian on a line", "exp(-((x - {})/{})**2) ; X", 8, _product(Curve.places, _widths)),
     Family("Lorentzian", "inv(1 + ((x - {})/{})**2)", 15, _product(Curve.places, _widths)),
     Family("sinusoid", "sin({}*x + {})", 60, _waves),
     Family("one cycle", "sin({}*x + {})", 60, _one_cycle, kept=1),
-    Family("sinusoid on a line", "sin({}*x + {}) ; X", 8, _waves),
+    Family("sinusoid on a line", "sin({}*x + {}) ; X", 3, _waves),
     Family("growing wave", "x*sin({}*x + {})", 3, _growing_waves, needs=_near_origin),
     Family("damped wave", "exp({}*X)*sin({}*x + {})", 20, _damped_waves),
     Family("Arrhenius", "exp({}/x)", 20, _product(_inverse_rates), needs=_temperature),
     Family("Antoine", "exp({}/(x - {}))", 8, _antoine),
-    Family("Weibull", "exp(-(x/{})**{})", 6, _product(_scales, EXPONENTS), needs=_not_negative),
+    Family("Weibull", WEIBULL, 4, _product(_scales, EXPONENTS), False, _not_negative),
     Family(
         "Weibull's distribution",
-        "1 - exp(-(x/{})**{})",
-        6,
+        f"1 - {WEIBULL}",
+        4,
         _product(_scales, EXPONENTS),
-        offset=False,
-        needs=_not_negative,
+        False,
+        _not_negative,
     ),
     Family("Ricker", "x*exp({}*x)", 6, _product(_rates), needs=_not_negative),
     Family("gamma", "x**{}*exp({}*x)", 4, _product(EXPONENTS, _rates), needs=_not_negative),
@@ -306,3 +313,17 @@ def familiar_code_length(skeleton: tuple[tuple[str, ...], ...]) -> float:
     coefficients, and whether it has an offset, included.
     """
     return _familiar().get(tuple(sorted(map(shape, skeleton))), math.inf)
+
+
+def usual_exponents(terms: Iterable[Formula]) -> bool:
+    """Whether no number in an exponent is larger than people fit, `MOST_EXPONENT`."""
+    found = [0.0]
+
+    def node(part: str | float, *operands: str | float) -> str | float:
+        if part == "pow" and not isinstance(operands[1], str):
+            found.append(abs(operands[1]))
+        return part
+
+    for term in terms:
+        fold(term.parts, node)
+    return max(found) <= MOST_EXPONENT

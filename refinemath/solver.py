@@ -125,9 +125,9 @@ class RefineMath:
         self.latent_dim = int(latent_dim)
         self.max_iters = int(max_iters)
         self.weights = None if weights is None else Path(weights)
-        every = resolve(proposers)
-        self.proposers = tuple(p for p in every if not declares(p, "on_host"))
-        self.on_host = tuple(p for p in every if declares(p, "on_host"))
+        every: tuple[Any, ...] = resolve(proposers)
+        self.proposers: tuple[Proposer, ...] = tuple(p for p in every if not declares(p, "on_host"))
+        self.on_host: tuple[HostProposer, ...] = tuple(p for p in every if declares(p, "on_host"))
         self.transforms = transforms
         self.patience = int(patience)
         base = config or SearchConfig()
@@ -174,8 +174,7 @@ class RefineMath:
         )
         answers = Answers(problem)
         if engine is None:
-            self._ask_host(answers)
-            return replace(_result(answers, None, table), seconds=time.perf_counter() - began)
+            return self._asked(answers, table, began)
         search = functools.partial(engine.search, schedule, int(seed))
         output, steps = search(0), 0
         self._ask_host(answers)  # while the device is at work
@@ -208,6 +207,11 @@ class RefineMath:
         x, y = answers.problem.x, answers.problem.y
         for proposer in self.on_host:
             answers.add_written(proposer.solutions(x, y))
+
+    def _asked(self, answers: Answers, table: Table, began: float) -> Result:
+        """The result of the proposers on the host alone."""
+        self._ask_host(answers)
+        return replace(_result(answers, None, table), seconds=time.perf_counter() - began)
 
     def _engine(self, variables: int) -> Engine | None:
         """What searches in so many variables.  Without weights for them the network is left out;

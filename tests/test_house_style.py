@@ -34,19 +34,19 @@ CORE = (
     "loop",
 )
 SEARCH = (
-    "proposers proposers.splice proposers.library",
+    "proposers proposers.splice proposers.library spectrum answer answer.behaviour",
     "proposers.network proposers.short proposers.missing_term proposers.pairs proposers.edits "
-    "proposers.prior",
-    "proposers.quotients",
+    "proposers.prior families",
+    "proposers.quotients answer.solution",
+    "proposers.families",
     "proposers.registry compiled",
 )
 AROUND = (
     "weights corpus corpus.canonical corpus.signatures problem compilation",
-    "answer answer.solution",
     "answer.rounding answer.symbolic",
     "answer.targets",
     "answer.choose corpus.exclusions schedule",
-    "corpus.build result",
+    "corpus.build result forms",
     "solver plots training",
     "estimator evaluation",
     "__init__",
@@ -88,8 +88,8 @@ GREEDY = {
     "training.make_trainer.step",
 }
 OTHER_ROOMS = {"training": "it builds its own table of skeletons and writes weights files itself"}
-# what `answer/` shares with the core and the entrance: formulas, text, the user's points
-SHARED = {"expression", "text", "problem"}
+# what `answer/` shares with the others: formulas, text, families of curves, the user's points
+SHARED = {"expression", "text", "families", "spectrum", "problem"}
 
 
 def modules() -> list[ModuleType]:

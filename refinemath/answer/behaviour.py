@@ -4,14 +4,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from refinemath.expression import VARIABLES, Formula
 
-TURN = 3.0  # nats for a turning point that no point shows
+TURN = 4.0  # nats for a turning point that no point shows
 POLE = 6.0  # nats for a pole or a spike between the points, half of it for one just outside
 BETWEEN = 4  # steps from one point to the next
 MOST = 1000  # points; between more of them nothing is looked for

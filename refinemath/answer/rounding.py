@@ -21,8 +21,11 @@ from refinemath.answer.solution import (
     with_numbers,
 )
 from refinemath.expression import Formula, fold
+from refinemath.families import reference
 from refinemath.spectrum import whole_cycle
 
+NOISE = 1.0  # nats by which rounding may worsen the fit
+SLACK = 1e-3  # nats that are rounding themselves
 Sized = tuple[tuple[str | float, ...], float]  # parts of a formula and the largest of their values
 
 
@@ -66,10 +69,11 @@ def round_constants(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solutio
     and the shorter description counts.
     """
     best = _drop_terms(score_solution(solution, x, y), x, y)
-    forms = [_round_inner(best, x, y, intercept=True)]
+    most = best.nll + NOISE
+    forms = [_round_inner(best, x, y, most, intercept=True)]
     without = _refit(best.terms, x, y, intercept=False)
-    if without is not None:
-        forms.append(_round_inner(without, x, y, intercept=False))
+    if without is not None and without.nll <= most:
+        forms.append(_round_inner(without, x, y, most, intercept=False))
     best = min(forms, key=code_length)
     rounding = 1e-13 * float(np.max(np.abs(y)))
     return replace(best, offset=0.0) if abs(best.offset) < rounding else best
@@ -83,8 +87,9 @@ def _refit(
     frozen: frozenset[int] = frozenset(),
     intercept: bool = True,
 ) -> Solution | None:
-    # a number that is exactly 1 is part of the form: 1 / (1 + exp(-x)), 1 - exp(-x)
-    ones = {i for i, v in enumerate(c for t in terms for c in t.constants()) if v == 1.0}
+    # part of the form: the 1 of 1 / (1 + exp(-x)) and 1 - exp(-x), the year from which x counts
+    part = {1.0, reference(x[0])} if len(x) == 1 else {1.0}
+    ones = {i for i, v in enumerate(c for t in terms for c in t.constants()) if v in part}
     found = refine_constants(terms, x, y, frozen=frozen | ones, intercept=intercept)
     return None if found is None else score_solution(found, x, y)
 
@@ -107,8 +112,12 @@ def _drop_terms(best: Solution, x: np.ndarray, y: np.ndarray) -> Solution:
     return best
 
 
-def _round_inner(best: Solution, x: np.ndarray, y: np.ndarray, *, intercept: bool) -> Solution:
-    """The numbers inside the terms rounded, the largest first, then the linear ones."""
+def _round_inner(
+    best: Solution, x: np.ndarray, y: np.ndarray, most: float, *, intercept: bool
+) -> Solution:
+    """The numbers inside the terms rounded, the largest first, then the linear ones, as long as
+    what is left over costs at most `most` nats.
+    """
     frozen: frozenset[int] = frozenset()
     for i in sorted(range(len(best.constants)), key=lambda i: -abs(best.constants[i])):
         numbers = best.constants
@@ -117,13 +126,16 @@ def _round_inner(best: Solution, x: np.ndarray, y: np.ndarray, *, intercept: boo
             numbers[i] = number
             terms = with_numbers(best.terms, numbers)
             trial = _refit(terms, x, y, frozen=frozen | {i}, intercept=intercept)
-            if trial is not None and code_length(trial) <= code_length(best):
+            shorter = trial is not None and code_length(trial) <= code_length(best) + SLACK
+            if trial is not None and shorter and trial.nll <= most:
                 best, frozen = trial, frozen | {i}
                 break
-    return _round_linear(best, x, y, intercept=intercept)
+    return _round_linear(best, x, y, most, intercept=intercept)
 
 
-def _round_linear(best: Solution, x: np.ndarray, y: np.ndarray, *, intercept: bool) -> Solution:
+def _round_linear(
+    best: Solution, x: np.ndarray, y: np.ndarray, most: float, *, intercept: bool
+) -> Solution:
     """Coefficients and offset rounded, those not yet rounded fitted again each time."""
     columns = term_values(best.terms, best.constants, x)
     if columns is None:
@@ -147,7 +159,7 @@ def _round_linear(best: Solution, x: np.ndarray, y: np.ndarray, *, intercept: bo
                 fvu=fraction_unexplained(residual, y),
             )
             trial = score_solution(found, x, y)
-            if code_length(trial) <= code_length(best):
+            if code_length(trial) <= code_length(best) and trial.nll <= most:
                 best, numbers, loose = trial, fixed, rest
                 break
     return best

@@ -12,12 +12,13 @@ import scipy.optimize
 
 from refinemath.answer.behaviour import detours, natural_units
 from refinemath.expression import TOKEN_CODE_LENGTH, Formula, combine
-from refinemath.families import familiar_code_length
+from refinemath.families import familiar_code_length, usual_exponents
 from refinemath.spectrum import whole_cycle
 
 EXACT = 1e-23  # FVU in float64 under which a fit counts as exact
 ROUNDING = 1e-24  # FVU in float64 under which nothing but rounding is left
 CYCLE = 1.5  # nats for a frequency of one cycle over all points: hours of a day, months of a year
+FEW, FREE = 4, 0.1  # with fewer points a number, each counts as free of the curve to this share
 LARGEST = 1e150  # values beyond this cannot be squared
 TINY = 1e-300  # in place of a denominator that is zero
 
@@ -26,9 +27,8 @@ TINY = 1e-300  # in place of a denominator that is zero
 class Solution:
     """A formula with all its numbers: y ~ offset + sum_k coefficient_k term_k(x).
 
-    `fvu`: what it leaves unexplained on the given points.  `number_code_length`, `nll` and
-    `detours`: nats to state its numbers, what it leaves over, and what it does where there are no
-    points; `score_solution` works them out.
+    `fvu`: what it leaves unexplained on the given points.  `number_code_length`, `nll`, `detours`:
+    nats for its numbers, what it leaves over, what no point shows; see `score_solution`.
     """
 
     terms: tuple[Formula, ...]
@@ -149,11 +149,11 @@ def refine_constants(
         return first
     spread = float(np.std(y)) or 1.0
     zero, unit = (a[free] for a in natural_units(terms, numbers, x))
+    base, move = numbers.copy(), np.zeros((len(numbers), len(free)))
+    base[free], move[free, range(len(free))] = zero, unit
 
     def moved(theta: np.ndarray) -> np.ndarray:
-        new = numbers.copy()
-        new[free] = zero + unit * theta
-        return new
+        return base + move @ theta
 
     def residual(theta: np.ndarray) -> np.ndarray:
         columns = term_values(terms, moved(theta), x)
@@ -184,10 +184,10 @@ def code_length(solution: Solution) -> float:
     the front.  Lower is better.
 
     The tokens cost their `Formula.code_length`, or what it takes to name a familiar family where
-    that is less, the numbers their `number_code_length`, what is left over its `nll`, what no
-    point shows its `detours`.
+    that is less; its numbers, what is left over and its `detours` are added.
     """
-    form = min(solution.formula().code_length(), familiar_code_length(solution.skeleton()))
+    form, named = solution.formula().code_length(), familiar_code_length(solution.skeleton())
+    form = named if named < form and usual_exponents(solution.terms) else form
     return form + solution.number_code_length + solution.nll + solution.detours
 
 
@@ -215,7 +215,10 @@ def score_solution(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solution
     fitted = columns @ np.array(solution.coefficients)
     stated = _all_numbers(solution)
     there = stated != 0.0
-    there[len(solution.constants) : -1] &= stated[len(solution.constants) : -1] != 1.0
+    # a coefficient of 1 is not written; in a family 1 is part of the form
+    said = math.isfinite(familiar_code_length(solution.skeleton()))
+    first = 0 if said else len(solution.constants)
+    there[first:-1] &= stated[first:-1] != 1.0
     design, stated = _sensitivities(solution, columns, x)[:, there], stated[there]
     if (
         design.shape[1] >= len(y)
@@ -230,7 +233,8 @@ def score_solution(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solution
         return nothing
     leverage = np.sum(left[:, singular > 1e-10] ** 2, axis=1)
     spread = max(float(np.std(y)), TINY)
-    residual = (y - solution.offset - fitted) / spread / np.maximum(1 - leverage, 1e-9)
+    least = FREE if len(y) < FEW * design.shape[1] else 1e-9
+    residual = (y - solution.offset - fitted) / spread / np.maximum(1 - leverage, least)
     scale, nll = heavy_tailed(residual)
     zero, unit = natural_units(solution.terms, solution.constants, x)
     inside = np.maximum(np.abs(solution.constants - zero), unit / 2)
@@ -240,11 +244,11 @@ def score_solution(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solution
     steps = np.maximum(effect / (math.sqrt(12.0) * scale), 1.0)
     size_of = np.maximum(effect / math.sqrt(len(y)), TINY)
     rounded = 0.5 + np.log(2 * steps) + np.log1p(np.abs(np.log(size_of)))
-    lengths = map(min, map(fraction_code_length, stated.tolist()), rounded.tolist())
     away = 0.0
     if len(x) == 1:
         rounded[stated == whole_cycle(x[0])] = CYCLE
         away = detours(lambda at: solution_values(solution, at), x, y)
+    lengths = map(min, map(fraction_code_length, stated.tolist()), rounded.tolist())
     return replace(solution, number_code_length=float(sum(lengths)), nll=nll, detours=away)
 
 

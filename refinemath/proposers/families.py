@@ -9,17 +9,18 @@ from typing import ClassVar
 import numpy as np
 
 from refinemath.answer.solution import (
+    TINY,
     Solution,
     least_squares,
     linear_solution,
     refine_constants,
     term_values,
 )
-from refinemath.expression import Formula, fold
-from refinemath.families import FAMILIES, Curve, Family, fixed_numbers, write
+from refinemath.expression import Formula
+from refinemath.families import FAMILIES, Curve, Family, fixed_numbers, usual_exponents, write
 
 POINTS = 256  # starting values are compared on no more points than this
-MOST_EXPONENT = 8.0  # people fit no larger one
+SPIKE = 0.9  # share of a term's variance at one point from which on it serves this point alone
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Families:
 
 def fit_family(family: Family, curve: Curve, refine: int = 2) -> Solution | None:
     """The best fit of one family from the `refine` best of its starts; None where none is defined
-    on all points, or an exponent is beyond `MOST_EXPONENT`.
+    on all points, an exponent is larger than people fit, or a term serves a single point.
     """
     reference, x = curve.reference, curve.x[None]
     fixed = fixed_numbers(family, reference)
@@ -56,8 +57,7 @@ def fit_family(family: Family, curve: Curve, refine: int = 2) -> Solution | None
     best: Solution | None = None
     for terms in starts[:refine]:
         found = refine_constants(terms, x, curve.y, frozen=fixed, intercept=family.offset)
-        usual = found is not None and max(map(_largest_exponent, found.terms)) <= MOST_EXPONENT
-        if found is not None and usual and (best is None or found.fvu < best.fvu):
+        if found is not None and _usual(found, x) and (best is None or found.fvu < best.fvu):
             best = found
     if best is None:
         return None
@@ -74,16 +74,14 @@ def _left_over(terms: list[Formula], curve: Curve, few: slice, *, offset: bool) 
     return float(np.sum(least_squares(columns, curve.y[few], intercept=offset)[2] ** 2))
 
 
-def _largest_exponent(term: Formula) -> float:
-    found = [0.0]
-
-    def node(part: str | float, *operands: str | float) -> str | float:
-        if part == "pow" and not isinstance(operands[1], str):
-            found.append(abs(operands[1]))
-        return part
-
-    fold(term.parts, node)
-    return max(found)
+def _usual(solution: Solution, x: np.ndarray) -> bool:
+    """Whether the exponents are such as people fit, and no term beside others is a spike."""
+    columns = term_values(solution.terms, solution.constants, x)
+    if columns is None or not usual_exponents(solution.terms):
+        return False
+    share = (columns - np.mean(columns, axis=0)) ** 2
+    share = share / np.maximum(np.sum(share, axis=0), TINY)
+    return len(solution.terms) == 1 or float(np.max(share)) < SPIKE
 
 
 def plain_numbers(term: Formula, coefficient: float) -> Formula:

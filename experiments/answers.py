@@ -59,7 +59,7 @@ def search(
     limit: int = 10**6,
 ) -> SearchOutput:
     """One compiled search of at most `limit` steps, by the shipped network where it is used."""
-    chosen = resolve(proposers)
+    chosen: Any = tuple(p for p in resolve(proposers) if not declares(p, "on_host"))
     traits = ("reads_latents", "uses_library", "uses_table")
     uses = {t: any(declares(p, t) for p in chosen) for t in traits}
     params, graph, shipped = networks.shipped()

@@ -61,7 +61,14 @@ def make_control(
     max_length: Any = None,
     through_origin: bool = False,
 ) -> Control:
-    """The options of `RefineMath.solve` checked.  Raises `DataError`, `ValueError`."""
+    """The options of `RefineMath.solve` checked.
+
+    `error="relative"`: the errors grow with y; `loss="soft_l1"`: single points may be far off;
+    `through_origin`: y is 0 where x is.  The searches do not know these: they govern the last fit
+    of every formula found, and the score by which one is chosen.  `operators`: the only ones
+    allowed beside + - *, such as "/ exp sqrt"; `max_length`: the most tokens.  Raises `DataError`,
+    `ValueError`.
+    """
     for name, value, known in (("error", error, ERRORS), ("loss", loss, LOSSES)):
         if value not in known:
             raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")

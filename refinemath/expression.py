@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -229,8 +228,12 @@ class Formula:
         occurs.
         """
         only = {p for p in self.parts if p in VARIABLES} <= {"x1"}
-        names = {v: sympy.Symbol("x" if only else v, real=True) for v in VARIABLES}
-        return fold(self.parts, functools.partial(_sympy_node, names))
+        symbols = {v: sympy.Symbol("x" if only else v, real=True) for v in VARIABLES}
+
+        def node(part: str | float, *operands: Any) -> Any:
+            return symbols[part] if part in symbols else sympy_node(part, *operands)
+
+        return fold(self.parts, node)
 
     def skeleton(self) -> tuple[str, ...]:
         """The formula with every number replaced by the letter c."""
@@ -308,16 +311,11 @@ def sympy_number(value: float) -> sympy.Expr:
     )
 
 
-def _sympy_node(
-    names: dict[str, sympy.Symbol], part: str | float, *operands: sympy.Expr
-) -> sympy.Expr:
+def sympy_node(part: str | float, *operands: sympy.Expr) -> sympy.Expr:
+    """An operator in SymPy, its operands given, or a number."""
     if not isinstance(part, str):
         return sympy_number(part)
-    return (
-        names[part]
-        if part in names
-        else OPERATORS[OPERATOR_TOKEN[part] - FIRST_OPERATOR].sympy(*operands)
-    )
+    return OPERATORS[OPERATOR_TOKEN[part] - FIRST_OPERATOR].sympy(*operands)
 
 
 def split_terms(formula: Formula) -> list[Formula]:

@@ -44,20 +44,22 @@ def _finalists(answers: Answers, table: Table, control: Control) -> list[tuple[f
     return [(code_length(s), s.terms[0]) for s in fitted]
 
 
-def make_result(answers: Answers, record: SearchRecord, table: Table, control: Control) -> Result:
-    """The result for a table, with the search that has found the answer."""
+def make_result(
+    answers: Answers, record: SearchRecord | None, table: Table, control: Control
+) -> Result:
+    """The result for a table, with the search that has found the answer, if there was one."""
     finalists = _finalists(answers, table, control)
     formula, digits = _stated(finalists[0][1], table, control)
     result = Result(
         latex=latex_of(formula, 17, table.names),
-        iterations=record.steps,
+        iterations=record.steps if record else 0,
         formula=formula,
         fvu=math.nan,
-        converged=record.converged,
+        converged=record.converged if record else False,
         exact=False,
         found=False,
         candidates=(),
-        velocity=np.asarray(record.trace.velocity),
+        velocity=np.asarray(record.trace.velocity) if record else np.zeros((0, 0)),
         outcome=record,
         x=table.x,
         y=table.y,
@@ -69,7 +71,7 @@ def make_result(answers: Answers, record: SearchRecord, table: Table, control: C
         notes=(*table.notes, *decades_hint(table, control.errors)),
     )
     result = judged(result, table.x, table.y)
-    front = fronted(pareto_front(answers.solutions, answers.problem), result)
+    front = fronted(pareto_front(answers.solutions, answers.problem, answers.written), result)
     result = replace(result, candidates=front, runners_up=runners_up(finalists, result))
     return replace(result, fvu=min(result.fvu, 1.0)) if result.is_mean else result
 

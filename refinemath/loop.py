@@ -132,6 +132,21 @@ class Proposer(Protocol):
         """A fixed number of formulas, and what it remembers from now on."""
 
 
+class HostProposer(Protocol):
+    """A way of proposing fitted formulas outside of the compiled search: a frozen dataclass that
+    declares `on_host`.
+    """
+
+    @property
+    def on_host(self) -> bool:
+        """True."""
+
+    def solutions(self, x: Any, y: Any) -> Any:
+        """A list of `answer.solution.Solution` for y (points,) at x (variables, points), in
+        float64.
+        """
+
+
 class SearchOutput(NamedTuple):
     """The end of a search."""
 
@@ -142,8 +157,10 @@ class SearchOutput(NamedTuple):
     found_at: Array
 
 
-def declares(proposer: Proposer, trait: str) -> bool:
-    """Whether a proposer declares `samples`, `reads_latents`, `uses_library` or `uses_table`."""
+def declares(proposer: Any, trait: str) -> bool:
+    """Whether a proposer declares `samples`, `reads_latents`, `uses_library`, `uses_table` or
+    `on_host`.
+    """
     return bool(getattr(proposer, trait, False))
 
 

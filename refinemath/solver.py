@@ -25,7 +25,7 @@ from refinemath.corpus.build import blind_table
 from refinemath.expression import SLOTS, Formula, decode
 from refinemath.finish import make_result
 from refinemath.fitting import Points
-from refinemath.loop import Proposer, SearchConfig, SearchOutput, declares
+from refinemath.loop import HostProposer, Proposer, SearchConfig, SearchOutput, declares
 from refinemath.operators import OPERATOR_NAMES, forbidden_tokens, without_forbidden
 from refinemath.pace import Pace, measure_pace
 from refinemath.problem import (
@@ -109,7 +109,7 @@ class RefineMath:
         max_iters: int = 32,
         *,
         weights: str | Path | None = None,
-        proposers: Iterable[str | Proposer] = DEFAULT,
+        proposers: Iterable[str | Proposer | HostProposer] = DEFAULT,
         config: SearchConfig | None = None,
         transforms: bool = True,
         patience: int = PATIENCE,
@@ -127,7 +127,9 @@ class RefineMath:
         if not isinstance(weights, str | Path | None):
             raise ValueError(f"weights is {weights!r}; it must be the path of a weights file")
         self.weights = None if weights is None else Path(weights)
-        self.proposers = resolve(proposers)
+        every: tuple[Any, ...] = resolve(proposers)
+        self.proposers: tuple[Proposer, ...] = tuple(p for p in every if not declares(p, "on_host"))
+        self.on_host: tuple[HostProposer, ...] = tuple(p for p in every if declares(p, "on_host"))
         self.transforms = transforms
         self.patience = int(patience)
         base = config or SearchConfig()
@@ -161,20 +163,16 @@ class RefineMath:
 
         `data`: rows (x, y), see `read_table` for all forms.  `target`, `features`: names or
         positions of the columns to explain and to explain it by (the last one, all others).
-        `sigma`: sizes of the errors of y, a column or an array; `error="relative"`: they grow with
-        y; `loss="soft_l1"`: single points may be far off; `through_origin`: y is 0 where x is.  The
-        searches do not know these four: they govern the last fit of every formula found, and the
-        score by which one is chosen.  `operators`: the only ones allowed beside + - *, such as "/
-        exp sqrt"; `max_length`: the most tokens.  `missing`: "drop" leaves out rows with gaps.
-        `units`: of columns by name, such as `{"v": "m/s"}`; then the formula is dimensionally
-        consistent, its numbers carrying the units that make it so.
+        `missing`: "drop" leaves out rows with gaps.  `sigma`: sizes of the errors of y, a column or
+        an array; `error`, `loss`, `operators`, `max_length`, `through_origin`: see `make_control`.
+        `units`: of columns by name, such as `{"v": "m/s"}`, for a dimensionally consistent formula.
         `threshold`: the relative latent velocity |Z_t - Z_{t-1}| / |Z_{t-1}| under which a thought
         has settled.  `seed`: its last 32 bits count.  `time_budget`: seconds within which the
-        answer should be there; they are counted from when all is compiled, and where they are few
-        the first search takes fewer steps.  `searches`: run so many, or fewer if one is exact, and
-        look at no clock: with the same seed the answer is the same.  `callback` gets a `Progress`
-        after each search, and ends them by returning True; so does Ctrl-C.  A poor fit is a result
-        with `found` False, not an error.  Raises `DataError`, `CheckpointError`, `ValueError`.
+        answer should be there, once all is compiled; where they are few the first search takes
+        fewer steps.  `searches`: run so many, fewer if one is exact, and look at no clock: the same
+        seed gives the same answer.  `callback` gets a `Progress` after each search, and ends them
+        by returning True; so does Ctrl-C.  A poor fit is a result with `found` False, not an error.
+        Raises `DataError`, `CheckpointError`, `ValueError`.
         """
         began = time.perf_counter()
         _check_options(threshold, seed, time_budget, searches)
@@ -186,23 +184,44 @@ class RefineMath:
             return replace(constant_result(table), seconds=time.perf_counter() - began)
         few = searched_points(table, control.errors)
         problem = prepare(table.x[few], table.y[few], table.names)
+        answers, record = Answers(problem, control.allows, dimensions), None
+        told: dict[str, Any] = {}
+        if engine is None:
+            self._ask_host(answers)
+        else:
+            limits = {"time_budget": time_budget, "patience": self.patience, "searches": searches}
+            record, told = self._search(engine, answers, limits, int(seed), threshold, callback)
+        result = replace(make_result(answers, record, table, control), units=dict(units or {}))
+        return replace(result, seconds=time.perf_counter() - began, **told)
+
+    def _search(
+        self,
+        engine: Engine,
+        answers: Answers,
+        limits: dict[str, Any],
+        seed: int,
+        threshold: float,
+        callback: Callable[[Progress], Any] | None,
+    ) -> tuple[SearchRecord, dict[str, Any]]:
+        """All searches: fills `answers`; the record of the one that found the best, and what a
+        result tells of them.
+        """
+        problem = answers.problem
+        transforms = target_transforms(len(problem.x)) if self.transforms else ()
         pace, compile_seconds = engine.pace(problem)
-        schedule = Schedule(
-            problem,
-            target_transforms(len(table.names)) if self.transforms else (),
-            time_budget=time_budget,
-            patience=self.patience,
-            pace=pace,
-            searches=searches,
-        )
-        answers = Answers(problem, control.allows, dimensions, schedule.reading_ends)
-        kept, steps = engine.search_all(schedule, answers, int(seed), callback)
+        schedule = Schedule(problem, transforms, pace=pace, **limits)
+        answers.reading_ends = schedule.reading_ends
+        meanwhile = functools.partial(self._ask_host, answers)
+        kept, steps = engine.search_all(schedule, answers, seed, callback, meanwhile)
         record = engine.record(schedule, *kept, threshold)
         steps += record.steps - record.searched
-        result = replace(make_result(answers, record, table, control), units=dict(units or {}))
-        seconds = time.perf_counter() - began
-        result = replace(result, searches=schedule.turn + 1, steps=steps)
-        return replace(result, compile_seconds=compile_seconds, seconds=seconds)
+        told = {"steps": steps, "searches": schedule.turn + 1, "compile_seconds": compile_seconds}
+        return record, told
+
+    def _ask_host(self, answers: Answers) -> None:
+        """Add what the proposers on the host find."""
+        for proposer in self.on_host:
+            answers.add_written(proposer.solutions(answers.problem.x, answers.problem.y))
 
     def parameters(self) -> Weights:
         """The weights that this model searches with.  Raises `CheckpointError`."""
@@ -210,8 +229,12 @@ class RefineMath:
             return shipped_weights(self.latent_dim)
         return load_weights(self.weights, self.latent_dim)
 
-    def _engine(self, variables: int, operators: frozenset[str] = OPERATOR_NAMES) -> Engine:
-        """What searches in so many variables.  Without weights for them the network is left out."""
+    def _engine(self, variables: int, operators: frozenset[str] = OPERATOR_NAMES) -> Engine | None:
+        """What searches in so many variables.  Without weights for them the network is left out;
+        None where only proposers on the host were asked for.
+        """
+        if not self.proposers:
+            return None
         reads = any(declares(p, "reads_latents") for p in self.proposers)
         weights = self.parameters() if reads else None
         known = weights.config.variables if weights else 0
@@ -249,13 +272,15 @@ class Engine:
         answers: Answers,
         seed: int,
         callback: Callable[[Progress], Any] | None,
+        meanwhile: Callable[[], None],
     ) -> tuple[tuple[int, SearchOutput], int]:
         """Search after search, as the schedule says: fills `answers`, and gives the turn and the
         output of the one that found the best, and the steps of all.  Ctrl-C ends them once there is
-        an answer.
+        an answer.  `meanwhile`: work for the host during the first.
         """
         search = functools.partial(self.search, schedule, seed)
         output, steps = search(0), 0
+        meanwhile()
         kept = 0, output
         try:
             while True:

@@ -34,17 +34,18 @@ CORE = (
     "loop",
 )
 SEARCH = (
-    "proposers proposers.splice proposers.library proposers.monomials",
+    "proposers proposers.splice proposers.library proposers.monomials spectrum answer "
+    "answer.behaviour",
     "proposers.network proposers.short proposers.missing_term proposers.pairs proposers.edits "
-    "proposers.prior",
-    "proposers.quotients proposers.inverses",
+    "proposers.prior families",
+    "proposers.quotients proposers.inverses answer.solution",
+    "proposers.families",
     "proposers.registry compiled",
 )
 AROUND = (
-    "weights corpus corpus.canonical corpus.signatures problem compilation pace",
-    "answer answer.solution files",
+    "weights corpus corpus.canonical corpus.signatures problem compilation pace files",
     "answer.rounding answer.symbolic answer.uncertainty answer.units reading",
-    "answer.targets answer.regression answer.statement operators",
+    "answer.targets answer.regression answer.statement operators forms",
     "answer.choose corpus.exclusions control",
     "corpus.build schedule export",
     "front",
@@ -91,8 +92,8 @@ GREEDY = {
     "training.make_trainer.step",
 }
 OTHER_ROOMS = {"training": "it builds its own table of skeletons and writes weights files itself"}
-# what `answer/` shares with the core and the entrance: formulas, text, the user's points
-SHARED = {"expression", "text", "problem"}
+# what `answer/` shares with the others: formulas, text, families of curves, the user's points
+SHARED = {"expression", "text", "families", "spectrum", "problem"}
 
 
 def modules() -> list[ModuleType]:

@@ -607,9 +607,10 @@ def test_a_proposer_is_a_frozen_dataclass_that_the_compiler_can_tell_apart(name:
 def test_what_proposers_declare() -> None:
     traits = {
         trait: {n for n, p in REGISTRY.items() if declares(p, trait)}
-        for trait in ("samples", "reads_latents", "uses_library", "uses_table")
+        for trait in ("samples", "reads_latents", "uses_library", "uses_table", "on_host")
     }
     assert traits == {
+        "on_host": {"families"},
         "samples": {"network", "prior"},
         "reads_latents": {"network"},
         "uses_library": {"short", "missing_term", "pairs", "quotients", "inverses"},

@@ -128,7 +128,7 @@ def test_the_answer_is_the_best_consistent_formula() -> None:
         for t in texts
         if (fitted := linear_solution(split_terms(parse(t)), problem.u, y)) is not None
     ]
-    free, bound = Answers(problem), Answers(problem, known)
+    free, bound = Answers(problem), Answers(problem, dimensions=known)
     assert free.add(found) and bound.add(found)
     assert free.best is not None and "sin" in free.best.formula().functions()
     assert bound.best is not None and known.consistent(bound.best)

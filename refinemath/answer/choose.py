@@ -26,6 +26,7 @@ from refinemath.answer.symbolic import pretty, printed_text, rescale, rewrite
 from refinemath.answer.targets import TargetTransform
 from refinemath.answer.units import Dimensions
 from refinemath.expression import END, Formula, decode, split_terms
+from refinemath.families import familiar_code_length
 from refinemath.problem import Problem
 
 
@@ -102,17 +103,17 @@ class Answers:
         problem: Problem,
         allows: Callable[[Formula], bool] = lambda formula: True,
         dimensions: Dimensions | None = None,
-        reading_ends: float = math.inf,
     ):
         self.problem = problem
         self.dimensions = dimensions
-        self._reading_ends = reading_ends  # on the clock
+        self.reading_ends = math.inf  # on the clock: a reading stops then with what it has
         self.best: Solution | None = None
         self.finalists: list[Solution] = []
         self.allows = allows
         constant = Solution((), (), float(np.mean(problem.y)), 1.0)
         self.mean = score_solution(constant, problem.x, problem.y)  # what every formula has to beat
         self._found: dict[tuple[tuple[str, ...], ...], Solution] = {}
+        self.written: list[Solution] = []  # in the user's units as they are, such as families
         self._rewrite = functools.cache(lambda s: rewrite(s, problem))
         self._round = functools.cache(lambda s: round_constants(s, problem.x, problem.y))
 
@@ -138,6 +139,21 @@ class Answers:
             old = self._found.get(name)
             if old is None or code_length(solution) < code_length(old):
                 self._found[name] = solution
+        return self._improves()
+
+    def add_written(self, solutions: Iterable[Solution], *, most: int = 8) -> bool:
+        """As `add`, for the `most` best different ones of some solutions in the user's units, which
+        are not rewritten.
+        """
+        x, y = self.problem.x, self.problem.y
+        allowed = (s for s in solutions if self.allows(s.formula()))
+        scored = sorted((score_solution(s, x, y) for s in allowed), key=code_length)
+        kept = {f"{s.fvu:.6g}": s for s in reversed(scored) if math.isfinite(code_length(s))}
+        self.written += sorted(kept.values(), key=code_length)[:most]
+        return self._improves()
+
+    def _improves(self) -> bool:
+        """Choose again; True where the best code is now half a nat shorter."""
         now = self.choose(self.solutions)
         better = now is not None and (
             self.best is None or code_length(now) < code_length(self.best) - 0.5
@@ -152,13 +168,13 @@ class Answers:
         rounded before is remembered.
         """
         seen: list[float] = []
-        forms: list[Solution] = []
+        forms: list[Solution] = list(self.written)
         for solution in solutions[: 3 * most]:
             if any(abs(solution.fvu - fvu) <= 1e-6 * fvu for fvu in seen):
                 continue  # the same function in other words
             own = [form for form in self._rewrite(solution) if self.allows(form.formula())]
             own = [form for form in self._consistent(own) if beats_mean(form, self.mean)]
-            if forms and time.perf_counter() > self._reading_ends:
+            if forms and time.perf_counter() > self.reading_ends:
                 break
             if own:
                 seen.append(solution.fvu)
@@ -170,7 +186,7 @@ class Answers:
             short = self._round(form)
             rounded.append(short if self.allows(short.formula()) else form)
             enough = rounded[-1].fvu < EXACT and len(rounded) >= 3
-            if enough or time.perf_counter() > self._reading_ends:
+            if enough or time.perf_counter() > self.reading_ends:
                 break
         good = [s for s in self._consistent(rounded) if beats_mean(s, self.mean)]
         self.finalists = sorted(good, key=code_length)
@@ -186,7 +202,8 @@ def beats_mean(solution: Solution, mean: Solution) -> bool:
     """Whether a formula predicts points left out better than their `mean` does, and by more nats
     than the best of all formulas of its length would by chance: by the code of its terms.
     """
-    chance = sum(term.code_length() for term in solution.terms)
+    named = familiar_code_length(solution.skeleton())
+    chance = min(named, sum(term.code_length() for term in solution.terms))
     return solution.fvu < 1.0 and mean.nll - solution.nll > chance
 
 
@@ -203,13 +220,17 @@ class FrontEntry:
 Measured = TypeVar("Measured", Solution, FrontEntry)
 
 
-def pareto_front(solutions: Iterable[Solution], problem: Problem) -> tuple[FrontEntry, ...]:
+def pareto_front(
+    solutions: Iterable[Solution], problem: Problem, written: Iterable[Solution] = ()
+) -> tuple[FrontEntry, ...]:
     """The shortest solution and every longer one that leaves at least a tenth less unexplained than
-    the one before it, in the user's units and names, as printed and measured as printed.
+    the one before it, in the user's units and names, as printed and measured as printed; those
+    `written` are in these units already.
     """
-    stated = []
-    for solution in _leading(solutions):
-        formula = (rescale(solution, problem) or solution).formula()
+    stated, known = [], list(written)
+    for solution in _leading([*solutions, *known]):
+        own = solution if solution in known else rescale(solution, problem) or solution
+        formula = own.formula()
         stated.append(state(formula, problem.x, problem.y, forms=False))
     entries = [
         FrontEntry(

@@ -10,10 +10,15 @@ from fractions import Fraction
 import numpy as np
 import scipy.optimize
 
+from refinemath.answer.behaviour import detours, natural_units
 from refinemath.expression import TOKEN_CODE_LENGTH, Formula, combine
+from refinemath.families import familiar_code_length, usual_exponents
+from refinemath.spectrum import whole_cycle
 
 EXACT = 1e-23  # FVU in float64 under which a fit counts as exact
 ROUNDING = 1e-24  # FVU in float64 under which nothing but rounding is left
+CYCLE = 1.5  # nats for a frequency of one cycle over all points: hours of a day, months of a year
+FEW, FREE = 4, 0.1  # with fewer points a number, each counts as free of the curve to this share
 LARGEST = 1e150  # values beyond this cannot be squared
 THREADED = 1e-6  # a point with a leverage this near to 1 alone decides a number
 TINY = 1e-300  # in place of a denominator that is zero
@@ -23,8 +28,8 @@ TINY = 1e-300  # in place of a denominator that is zero
 class Solution:
     """A formula with all its numbers: y ~ offset + sum_k coefficient_k term_k(x).
 
-    `fvu`: what it leaves unexplained on the given points.  `number_code_length` and `nll`: nats to
-    state its numbers and what it leaves over, NaN until `score_solution` works them out.
+    `fvu`: what it leaves unexplained on the given points.  `number_code_length`, `nll`, `detours`:
+    nats for its numbers, what it leaves over, what no point shows; see `score_solution`.
     """
 
     terms: tuple[Formula, ...]
@@ -33,6 +38,7 @@ class Solution:
     fvu: float
     number_code_length: float = math.nan
     nll: float = math.nan
+    detours: float = 0.0
 
     def formula(self) -> Formula:
         """One formula with the coefficients written in."""
@@ -157,11 +163,12 @@ def refine_constants(
     if first is None or not free or len(y) <= len(free):
         return first
     spread = float(np.std(y)) or 1.0
+    zero, unit = (a[free] for a in natural_units(terms, numbers, x))
+    base, move = numbers.copy(), np.zeros((len(numbers), len(free)))
+    base[free], move[free, range(len(free))] = zero, unit
 
     def moved(theta: np.ndarray) -> np.ndarray:
-        new = numbers.copy()
-        new[free] = theta
-        return new
+        return base + move @ theta
 
     def residual(theta: np.ndarray) -> np.ndarray:
         columns = term_values(terms, moved(theta), x)
@@ -173,9 +180,8 @@ def refine_constants(
     try:
         found = scipy.optimize.least_squares(
             residual,
-            numbers[free],
+            (numbers[free] - zero) / unit,
             method="lm",
-            x_scale=np.maximum(np.abs(numbers[free]), 1e-3),
             xtol=1e-15,
             ftol=1e-15,
             gtol=1e-15,
@@ -193,10 +199,12 @@ def code_length(solution: Solution) -> float:
     """Nats to state a scored formula and what it leaves over: the score that picks a formula from
     the front.  Lower is better.
 
-    The tokens cost their `Formula.code_length`, the numbers their `number_code_length`, what is
-    left over its `nll`.
+    The tokens cost their `Formula.code_length`, or what it takes to name a familiar family where
+    that is less; its numbers, what is left over and its `detours` are added.
     """
-    return solution.formula().code_length() + solution.number_code_length + solution.nll
+    form, named = solution.formula().code_length(), familiar_code_length(solution.skeleton())
+    form = named if named < form and usual_exponents(solution.terms) else form
+    return form + solution.number_code_length + solution.nll + solution.detours
 
 
 def score_solution(
@@ -215,7 +223,9 @@ def score_solution(
     |p|) q), after Udrescu et al. (2020), with pi as a factor a token more.  Any number v can
     instead be given to the precision that the points warrant: steps of sqrt(12 / I), where I is its
     Fisher information. That costs log(2 |v| sqrt(I / 12)) + 1/2 (Wallace & Freeman 1987) and log(1
-    + |log |v||) for its order of magnitude.  The cheaper of the two counts.  Chapter 8.
+    + |log e|) for its order of magnitude: e is how much it moves the curve, in units of the spread
+    of y.  A place x - c costs what it takes to find it in the range of x.  The cheaper of the two
+    counts.  Chapter 8.
 
     `sigma` (points,): sizes of the errors where they differ; residuals and design are divided by
     them, in units of the smallest.
@@ -227,7 +237,10 @@ def score_solution(
     fitted = columns @ np.array(solution.coefficients)
     stated = _all_numbers(solution)
     there = stated != 0.0
-    there[len(solution.constants) : -1] &= stated[len(solution.constants) : -1] != 1.0
+    # a coefficient of 1 is not written; in a family 1 is part of the form
+    said = math.isfinite(familiar_code_length(solution.skeleton()))
+    first = 0 if said else len(solution.constants)
+    there[first:-1] &= stated[first:-1] != 1.0
     weight = np.ones(len(y)) if sigma is None else np.min(sigma) / sigma
     design = weight[:, None] * _sensitivities(solution, columns, x)[:, there]
     stated = stated[there]
@@ -246,15 +259,25 @@ def score_solution(
     centre = float(np.average(y, weights=weight**2))
     spread = max(float(np.sqrt(np.mean((weight * (y - centre)) ** 2))), TINY)
     left_out = 1 - leverage
-    residual = weight * (y - solution.offset - fitted) / spread / np.maximum(left_out, THREADED)
+    least = FREE if len(y) < FEW * design.shape[1] else THREADED
+    residual = weight * (y - solution.offset - fitted) / spread / np.maximum(left_out, least)
     unseen = np.maximum(np.abs(weight * (y - centre)) / spread, 1.0)
     residual = np.where(left_out < THREADED, unseen, residual)
     scale, nll = heavy_tailed(residual)
+    zero, unit = natural_units(solution.terms, solution.constants, x)
+    inside = np.maximum(np.abs(solution.constants - zero), unit / 2)
+    distance = np.abs([*inside, *solution.coefficients, solution.offset])
+    effect = distance[there] * size / spread
     # how many steps of its precision each number is away from 0
-    steps = np.maximum(np.abs(stated) * size / (math.sqrt(12.0) * scale * spread), 1.0)
-    rounded = 0.5 + np.log(2 * steps) + np.log1p(np.abs(np.log(np.abs(stated))))
+    steps = np.maximum(effect / (math.sqrt(12.0) * scale), 1.0)
+    size_of = np.maximum(effect / math.sqrt(len(y)), TINY)
+    rounded = 0.5 + np.log(2 * steps) + np.log1p(np.abs(np.log(size_of)))
+    away = 0.0
+    if len(x) == 1:
+        rounded[stated == whole_cycle(x[0])] = CYCLE
+        away = detours(lambda at: solution_values(solution, at), x, y)
     lengths = map(min, map(fraction_code_length, stated.tolist()), rounded.tolist())
-    return replace(solution, number_code_length=float(sum(lengths)), nll=nll)
+    return replace(solution, number_code_length=float(sum(lengths)), nll=nll, detours=away)
 
 
 def _all_numbers(solution: Solution) -> np.ndarray:
@@ -269,8 +292,9 @@ def _sensitivities(solution: Solution, columns: np.ndarray, x: np.ndarray) -> np
     numbers, coefficients = solution.constants, np.array(solution.coefficients)
     fitted = columns @ coefficients
     tangents = np.zeros((x.shape[-1], len(numbers)))
-    for i, number in enumerate(numbers):
-        moved, step = numbers.copy(), 1e-6 * max(abs(number), 1e-3)
+    steps = 1e-6 * natural_units(solution.terms, numbers, x)[1]
+    for i, step in enumerate(steps):
+        moved = numbers.copy()
         moved[i] += step
         shifted = term_values(solution.terms, moved, x)
         tangents[:, i] = 0.0 if shifted is None else (shifted @ coefficients - fitted) / step

@@ -15,7 +15,7 @@ import scipy.special
 import sympy
 
 from refinemath.answer.solution import LARGEST, TINY, fraction_code_length
-from refinemath.expression import VARIABLES, Formula, _sympy_node, fold, sympy_number
+from refinemath.expression import VARIABLES, Formula, fold, sympy_node, sympy_number
 
 REDUNDANT = 1e-6  # share of a number's effect that no other number has, under which it is held
 FEW = 20_000  # points up to which the numbers are fitted once more
@@ -243,7 +243,7 @@ def lettered(formula: Formula, intervals: Sequence[Interval]) -> sympy.Expr:
         if not isinstance(part, str):  # fold goes from right to left
             name = left.pop().name
             return sympy.Symbol(name, real=True) if name else sympy_number(part)
-        return _sympy_node(symbols, part, *operands)
+        return symbols[part] if part in symbols else sympy_node(part, *operands)
 
     return fold(formula.parts, node)
 

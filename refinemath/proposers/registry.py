@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from refinemath.loop import Proposer
+from refinemath.loop import HostProposer, Proposer
 from refinemath.proposers.edits import Edits
+from refinemath.proposers.families import Families
 from refinemath.proposers.inverses import Inverses
 from refinemath.proposers.missing_term import MissingTerm
 from refinemath.proposers.network import Network
@@ -15,7 +16,7 @@ from refinemath.proposers.prior import Prior
 from refinemath.proposers.quotients import Quotients
 from refinemath.proposers.short import Short
 
-REGISTRY: dict[str, Proposer] = {
+REGISTRY: dict[str, Proposer | HostProposer] = {
     "network": Network(),
     "prior": Prior(),
     "short": Short(),
@@ -24,11 +25,14 @@ REGISTRY: dict[str, Proposer] = {
     "quotients": Quotients(),
     "inverses": Inverses(),
     "edits": Edits(),
+    "families": Families(),
 }
 DEFAULT = frozenset(REGISTRY) - {"prior"}
 
 
-def resolve(proposers: Iterable[str | Proposer]) -> tuple[Proposer, ...]:
+def resolve(
+    proposers: Iterable[str | Proposer | HostProposer],
+) -> tuple[Proposer | HostProposer, ...]:
     """Proposers by name or as objects, names in the order of the registry.  Raises `ValueError`."""
     given = [proposers] if isinstance(proposers, str) else list(proposers)
     names = [p for p in given if isinstance(p, str)]

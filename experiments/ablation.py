@@ -18,10 +18,10 @@ from experiments import answers, measure
 from experiments.contenders import SYSTEMS, TABLES
 from experiments.runner import Experiment
 from refinemath import RefineMath, SearchConfig
+from refinemath.engine import search_room
 from refinemath.evaluation import PARTS, Problem, recovered
 from refinemath.problem import prepare
 from refinemath.proposers.registry import DEFAULT
-from refinemath.solver import search_room
 
 
 def chosen(options: Namespace) -> list[str]:

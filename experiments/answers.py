@@ -14,12 +14,12 @@ from experiments.runner import DATA
 from refinemath import RefineMath, Result, SearchConfig
 from refinemath.compiled import no_rows, run_search
 from refinemath.corpus.build import blind_table
+from refinemath.engine import device_points
 from refinemath.evaluation import Problem, problems_of, recovered, warm_up
 from refinemath.loop import Proposer, SearchOutput, declares
 from refinemath.problem import prepare
 from refinemath.proposers.library import short_skeletons
 from refinemath.proposers.registry import DEFAULT, resolve
-from refinemath.solver import device_points
 
 QUICK = SearchConfig(latents=2, pool=32, refit=2, fit_steps=1, subtrees=32, search_steps=2)
 

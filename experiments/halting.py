@@ -20,9 +20,9 @@ from experiments.runner import Experiment
 from experiments.stopping import SOLVED, auc, cheapest, rank_correlation, rules
 from refinemath import RefineMath, SearchConfig
 from refinemath.compiled import record_search
+from refinemath.engine import device_points
 from refinemath.evaluation import Problem, recovered
 from refinemath.problem import prepare
-from refinemath.solver import device_points
 
 THRESHOLD = 1e-5
 

@@ -20,8 +20,8 @@ from experiments import answers, measure
 from experiments.runner import ROOT, Experiment
 from refinemath import RefineMath
 from refinemath.answer.choose import Answers, refit
+from refinemath.engine import pool_candidates
 from refinemath.problem import prepare
-from refinemath.solver import pool_candidates
 
 FIRST = """
 import time; a = time.time(); import refinemath; b = time.time()

@@ -21,10 +21,10 @@ from jax import Array
 
 from experiments import measure, networks
 from experiments.runner import DATA, Experiment
+from refinemath.engine import device_points
 from refinemath.evaluation import heldout_problems
 from refinemath.fitting import no_candidate
 from refinemath.problem import prepare
-from refinemath.solver import device_points
 
 WAYS = ("Python loop", "unrolled", "scan", "while_loop")
 LATENTS = 8

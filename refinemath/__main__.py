@@ -59,6 +59,17 @@ def _units(text: str) -> dict[str, str]:
     return {name: unit for name, _, unit in pairs}
 
 
+def _add_latent_dim(parser: argparse.ArgumentParser) -> None:
+    text = "width of the latent (default 512)"
+    parser.add_argument("--latent-dim", type=int, default=512, metavar="D", help=text)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    _add_latent_dim(parser)
+    text = "weights file, if not the shipped one"
+    parser.add_argument("--weights", type=Path, metavar="FILE", help=text)
+
+
 def _add_proposers(parser: argparse.ArgumentParser) -> Any:
     group, names = parser.add_mutually_exclusive_group(), list(REGISTRY)
     known = f" ({', '.join(names)})"
@@ -117,22 +128,11 @@ def _parser() -> argparse.ArgumentParser:
         help="columns x, y (or x1, x2, y) in a file of numpy, text, Excel, parquet or JSON, "
         "also with .gz; - reads a table that is pasted in",
     )
-    solve.add_argument(
-        "--latent-dim", type=int, default=512, metavar="D", help="width of the latent (default 512)"
-    )
-    solve.add_argument(
-        "--max-iters",
-        type=int,
-        default=32,
-        metavar="T",
-        help="most refiner steps of one search (default 32)",
-    )
-    solve.add_argument(
-        "--threshold",
-        type=float,
-        default=1e-5,
-        help="relative latent velocity that counts as settled (default 1e-5)",
-    )
+    _add_model(solve)
+    text = "most refiner steps of one search (default 32)"
+    solve.add_argument("--max-iters", type=int, default=32, metavar="T", help=text)
+    text = "relative latent velocity that counts as settled (default 1e-5)"
+    solve.add_argument("--threshold", type=float, default=1e-5, help=text)
     solve.add_argument(
         "--time-budget",
         type=float,
@@ -146,10 +146,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="run N searches and look at no clock: the same seed gives the same answer",
     )
-    solve.add_argument(
-        "--seed", type=int, default=0, help="makes the answer repeatable (default 0)"
-    )
-    solve.add_argument("--weights", type=Path, help="weights file, if not the shipped one")
+    solve.add_argument("--seed", type=int, default=0, help="of random draws (default 0)")
     solve.add_argument(
         "--plot",
         type=Path,
@@ -173,9 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--out", type=Path, required=True, help="folder of the run: log, checkpoint, weights"
     )
-    train.add_argument(
-        "--latent-dim", type=int, default=512, metavar="D", help="width of the latent (default 512)"
-    )
+    _add_latent_dim(train)
     train.add_argument(
         "--width",
         type=int,
@@ -236,13 +231,8 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("data"),
         help="folder with suites.csv, heldout.csv and problems.csv",
     )
-    evaluate.add_argument(
-        "--parts",
-        nargs="+",
-        default=list(PARTS),
-        choices=PARTS,
-        help="which problems (default all)",
-    )
+    text = "which problems (default all)"
+    evaluate.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help=text)
     _add_proposers(evaluate).add_argument(
         "--ablation", action="store_true", help="leave every proposer out once, and run each alone"
     )
@@ -256,12 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--time-budget", type=float, default=8.0, metavar="S", help="seconds a problem (default 8)"
     )
-    evaluate.add_argument(
-        "--weights", type=Path, metavar="FILE", help="weights file, if not the shipped one"
-    )
-    evaluate.add_argument(
-        "--latent-dim", type=int, default=512, metavar="D", help="width of the latent (default 512)"
-    )
+    _add_model(evaluate)
     evaluate.add_argument("--out", type=Path, help="JSON file for the records")
     return parser
 

@@ -24,12 +24,13 @@ import numpy as np
 
 from refinemath import weights
 from refinemath.answer.solution import fraction_unexplained, refine_constants
+from refinemath.engine import search_room
 from refinemath.expression import VARIABLES, Formula, FormulaError, split_terms
 from refinemath.problem import prepare
 from refinemath.proposers.registry import DEFAULT
 from refinemath.reading import read_table
 from refinemath.result import Result
-from refinemath.solver import RefineMath, search_room
+from refinemath.solver import RefineMath
 from refinemath.text import parse
 
 STRICT = 1e-10

@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 
 from refinemath import DataError
+from refinemath.engine import device_points
 from refinemath.problem import prepare, spread_out
 from refinemath.reading import read_table
-from refinemath.solver import device_points
 
 KINDS: dict[str, tuple[Callable[[np.random.Generator], Any], str | None]] = {}
 

@@ -35,7 +35,7 @@ CORE = (
 )
 SEARCH = (
     "proposers proposers.splice proposers.library proposers.monomials spectrum answer "
-    "answer.behaviour",
+    "answer.behaviour answer.codes",
     "proposers.network proposers.short proposers.missing_term proposers.pairs proposers.edits "
     "proposers.prior families",
     "proposers.quotients proposers.inverses answer.solution",
@@ -43,15 +43,16 @@ SEARCH = (
     "proposers.registry compiled",
 )
 AROUND = (
-    "weights corpus corpus.canonical corpus.signatures problem compilation pace files",
-    "answer.rounding answer.symbolic answer.uncertainty answer.units reading",
-    "answer.targets answer.regression answer.statement operators forms",
-    "answer.choose corpus.exclusions control",
+    "weights corpus corpus.canonical corpus.signatures problem compilation pace",
+    "answer.rounding answer.symbolic answer.uncertainty answer.units files",
+    "answer.targets answer.regression answer.statement operators reading",
+    "answer.choose corpus.exclusions control forms",
     "corpus.build schedule export",
     "front",
     "result",
     "finish plots",
-    "solver training report",
+    "engine training report",
+    "solver",
     "estimator evaluation",
     "__init__",
     "__main__",

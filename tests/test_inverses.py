@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from refinemath.engine import device_points
 from refinemath.execution import evaluate
 from refinemath.expression import VARIABLES, decode, encode
 from refinemath.fitting import Points, execute
@@ -13,7 +14,6 @@ from refinemath.problem import prepare
 from refinemath.proposers.inverses import INVERSES, Inverses
 from refinemath.proposers.library import make_library
 from refinemath.proposers.monomials import around, monomial_values, monomials
-from refinemath.solver import device_points
 from refinemath.text import parse, parse_prefix
 
 pytestmark = pytest.mark.usefixtures("strict")

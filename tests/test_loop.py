@@ -19,6 +19,7 @@ from test_grammar import legal
 
 from refinemath import RefineMath
 from refinemath.compiled import _QUICK_TO_COMPILE, no_rows, record_search, run_search, run_settle
+from refinemath.engine import device_points
 from refinemath.examples import SkeletonTable
 from refinemath.execution import Programs
 from refinemath.expression import MASK, decode, encode, is_constant
@@ -48,7 +49,6 @@ from refinemath.proposers.pairs import Pairs
 from refinemath.proposers.quotients import Quotients
 from refinemath.proposers.registry import DEFAULT, REGISTRY
 from refinemath.proposers.short import Short
-from refinemath.solver import device_points
 from refinemath.text import parse
 
 pytestmark = pytest.mark.usefixtures("strict")

@@ -14,6 +14,7 @@ from formulas import from_bank
 from test_grammar import every_formula, legal
 
 from refinemath import grammar
+from refinemath.engine import device_points
 from refinemath.examples import SkeletonTable
 from refinemath.expression import MASK, MAX_VARIABLES, OPERATOR_TOKEN, VOCABULARY_SIZE, encode
 from refinemath.fitting import Candidate, Points, execute, no_candidate, tree_where
@@ -29,7 +30,6 @@ from refinemath.model import (
     stabilise,
 )
 from refinemath.problem import prepare
-from refinemath.solver import device_points
 from refinemath.text import parse
 
 pytestmark = pytest.mark.usefixtures("strict")

@@ -17,6 +17,7 @@ from test_grammar import legal
 
 from refinemath import RefineMath
 from refinemath.compiled import no_rows
+from refinemath.engine import device_points
 from refinemath.examples import SkeletonTable
 from refinemath.execution import (
     Programs,
@@ -57,7 +58,6 @@ from refinemath.proposers.quotients import Quotients
 from refinemath.proposers.registry import DEFAULT, REGISTRY, resolve
 from refinemath.proposers.short import Short, initial_pool, queue_order
 from refinemath.proposers.splice import concat_tokens, mask_invalid, single_token, whole
-from refinemath.solver import device_points
 from refinemath.text import parse, parse_prefix
 
 pytestmark = pytest.mark.usefixtures("strict")

@@ -21,6 +21,7 @@ import sympy
 from conftest import QUICK
 from formulas import double
 
+import refinemath.engine as engine_module
 import refinemath.schedule as schedule_module
 import refinemath.solver as solver_module
 from refinemath import CheckpointError, DataError, FormulaError, RefineMath, Result, parse
@@ -38,6 +39,7 @@ from refinemath.answer.symbolic import (
     rescale,
 )
 from refinemath.answer.targets import IDENTITY, RULES, TargetTransform, target_transforms
+from refinemath.engine import device_points
 from refinemath.expression import Formula, split_terms
 from refinemath.pace import Pace
 from refinemath.problem import Problem, prepare
@@ -45,7 +47,6 @@ from refinemath.proposers.library import short_skeletons
 from refinemath.reading import read_points
 from refinemath.result import judged
 from refinemath.schedule import Schedule
-from refinemath.solver import device_points
 from refinemath.weights import shipped_widths
 
 DATA = Path(__file__).parents[1] / "data"
@@ -156,8 +157,8 @@ def searches(
         return think(*arguments, **options)
 
     solver.solve(data, searches=1)  # compiled and timed
-    think = solver_module.run_search
-    monkeypatch.setattr(solver_module, "run_search", counted)
+    think = engine_module.run_search
+    monkeypatch.setattr(engine_module, "run_search", counted)
     clock = SimpleNamespace(perf_counter=lambda: float(next(now)))
     monkeypatch.setattr(schedule_module, "time", clock)
     monkeypatch.setattr(solver_module, "time", clock)
@@ -195,7 +196,7 @@ def test_the_device_searches_on_while_the_host_reads(
     model = RefineMath(max_iters=4, **{**QUICK, "patience": 2}, transforms=False)
     curved = hard + np.stack([0 * X, 9 * X**2], axis=1)
     model.solve(curved, searches=1)  # compiled and timed
-    monkeypatch.setattr(solver_module, "run_search", noted("search", solver_module.run_search))
+    monkeypatch.setattr(engine_module, "run_search", noted("search", engine_module.run_search))
     monkeypatch.setattr(Answers, "choose", noted("read", Answers.choose))
     model.solve(curved, time_budget=600)
     assert events[:4] == [
@@ -396,7 +397,7 @@ def test_transformed_points_need_no_other_program() -> None:
     problem = prepare(x[:, None], np.sin(x) + 2)
     view = TargetTransform("divide", 0).forward(problem)
     assert view is not None
-    points = device_points(view, solver_module.search_room(problem))
+    points = device_points(view, engine_module.search_room(problem))
     assert points.y.shape == (1, 64) and int(points.mask.sum()) == 32
 
 
@@ -1087,7 +1088,7 @@ def test_every_error_of_ours_is_a_value_error() -> None:
 
 def test_the_formulas_of_a_search_come_best_first(parabola: Result) -> None:
     assert parabola.outcome is not None
-    candidates = solver_module.pool_candidates(parabola.outcome)
+    candidates = engine_module.pool_candidates(parabola.outcome)
     solutions = refit(candidates, prepare(X[:, None], PARABOLA[:, 1]))
     score = [code_length(s) for s in solutions]
     assert score == sorted(score) and solutions[0].fvu < 1e-20

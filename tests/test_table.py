@@ -21,10 +21,10 @@ from refinemath.answer.symbolic import (
     python_of,
     rewrite,
 )
+from refinemath.engine import device_points, search_room
 from refinemath.problem import Table, prepare, spread_out
 from refinemath.reading import read_inputs, read_table
 from refinemath.result import constant_result
-from refinemath.solver import device_points, search_room
 
 FRAME = pd.DataFrame(
     {"v": [1.0, 2.0, 3.0, 4.0], "T [K]": [3.0, 1.0, 4.0, 1.0], "lambda": [2.0, 7.0, 1.0, 8.0]}

@@ -5,23 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 
 import numpy as np
 import scipy.optimize
 
 from refinemath.answer.behaviour import detours, natural_units
-from refinemath.expression import TOKEN_CODE_LENGTH, Formula, combine
+from refinemath.answer.codes import TINY, fraction_code_length, left_out_code, number_code_lengths
+from refinemath.expression import Formula, combine
 from refinemath.families import familiar_code_length, usual_exponents
 from refinemath.spectrum import whole_cycle
 
 EXACT = 1e-23  # FVU in float64 under which a fit counts as exact
-ROUNDING = 1e-24  # FVU in float64 under which nothing but rounding is left
 CYCLE = 1.5  # nats for a frequency of one cycle over all points: hours of a day, months of a year
-FEW, FREE = 4, 0.1  # with fewer points a number, each counts as free of the curve to this share
 LARGEST = 1e150  # values beyond this cannot be squared
-THREADED = 1e-6  # a point with a leverage this near to 1 alone decides a number
-TINY = 1e-300  # in place of a denominator that is zero
 
 
 @dataclass(frozen=True)
@@ -219,13 +215,8 @@ def score_solution(
     formula that bends to single points is found out by this: their leverage is near 1.  A point
     that alone decides a number is not predicted at all: it counts as far off as from the mean.
 
-    `number_code_length` is what it costs to state the numbers.  A fraction p/q costs log(2 (1 +
-    |p|) q), after Udrescu et al. (2020), with pi as a factor a token more.  Any number v can
-    instead be given to the precision that the points warrant: steps of sqrt(12 / I), where I is its
-    Fisher information. That costs log(2 |v| sqrt(I / 12)) + 1/2 (Wallace & Freeman 1987) and log(1
-    + |log e|) for its order of magnitude: e is how much it moves the curve, in units of the spread
-    of y.  A place x - c costs what it takes to find it in the range of x.  The cheaper of the two
-    counts.  Chapter 8.
+    `number_code_length`: see `codes.number_code_lengths`.  A place x - c costs what it takes to
+    find it in the range of x.  Chapter 8.
 
     `sigma` (points,): sizes of the errors where they differ; residuals and design are divided by
     them, in units of the smallest.
@@ -250,34 +241,22 @@ def score_solution(
         or not np.all(np.isfinite(stated))
     ):
         return nothing
-    size = np.linalg.norm(design, axis=0)
-    try:
-        left, singular, _ = np.linalg.svd(design / np.maximum(size, TINY), full_matrices=False)
-    except np.linalg.LinAlgError:
-        return nothing
-    leverage = np.sum(left[:, singular > 1e-10] ** 2, axis=1)
     centre = float(np.average(y, weights=weight**2))
     spread = max(float(np.sqrt(np.mean((weight * (y - centre)) ** 2))), TINY)
-    left_out = 1 - leverage
-    least = FREE if len(y) < FEW * design.shape[1] else THREADED
-    residual = weight * (y - solution.offset - fitted) / spread / np.maximum(left_out, least)
-    unseen = np.maximum(np.abs(weight * (y - centre)) / spread, 1.0)
-    residual = np.where(left_out < THREADED, unseen, residual)
-    scale, nll = heavy_tailed(residual)
+    residual = weight * (y - solution.offset - fitted) / spread
+    scale, nll = left_out_code(design, residual, np.abs(weight * (y - centre)) / spread)
+    if nll == math.inf:
+        return nothing
     zero, unit = natural_units(solution.terms, solution.constants, x)
     inside = np.maximum(np.abs(solution.constants - zero), unit / 2)
     distance = np.abs([*inside, *solution.coefficients, solution.offset])
-    effect = distance[there] * size / spread
-    # how many steps of its precision each number is away from 0
-    steps = np.maximum(effect / (math.sqrt(12.0) * scale), 1.0)
-    size_of = np.maximum(effect / math.sqrt(len(y)), TINY)
-    rounded = 0.5 + np.log(2 * steps) + np.log1p(np.abs(np.log(size_of)))
+    effect = distance[there] * np.linalg.norm(design, axis=0) / spread
+    each = number_code_lengths(stated, effect, scale, len(y))
     away = 0.0
     if len(x) == 1:
-        rounded[stated == whole_cycle(x[0])] = CYCLE
+        each = np.where(stated == whole_cycle(x[0]), np.minimum(each, CYCLE), each)
         away = detours(lambda at: solution_values(solution, at), x, y)
-    lengths = map(min, map(fraction_code_length, stated.tolist()), rounded.tolist())
-    return replace(solution, number_code_length=float(sum(lengths)), nll=nll, detours=away)
+    return replace(solution, number_code_length=float(np.sum(each)), nll=nll, detours=away)
 
 
 def _all_numbers(solution: Solution) -> np.ndarray:
@@ -345,35 +324,3 @@ def _normal_equations(
     residual = y - columns @ np.array(solution.coefficients) - solution.offset
     design = _sensitivities(solution, columns, x)[:, free] * np.abs(_all_numbers(solution)[free])
     return design.T @ design, design.T @ residual, float(residual @ residual)
-
-
-def heavy_tailed(
-    residual: np.ndarray, freedom: float = 4.0, rounds: int = 20
-) -> tuple[float, float]:
-    """The scale s of Student's t that suits residuals (in units of the spread of y) best, and -log
-    likelihood without its constants.
-
-    With four degrees of freedom one reading that is far off does not decide between two formulas,
-    as it would under a normal distribution (Lange, Little & Taylor 1989).  By expectation and
-    maximisation: a residual weighs (f + 1) / (f + r^2 / s^2).  Rounding is the least scale.
-    """
-    square = residual**2 + ROUNDING
-    scale = float(np.median(square))
-    for _ in range(rounds):
-        scale = float(np.mean((freedom + 1) * square / (freedom + square / scale)))
-    tails = float(np.sum(np.log1p(square / (freedom * scale))))
-    return math.sqrt(scale), 0.5 * len(square) * math.log(scale) + 0.5 * (freedom + 1) * tails
-
-
-def fraction_code_length(v: float) -> float:
-    """Nats to state v as p/q, log(2 (1 + |p|) q), or as that times pi or log 2, a token or two
-    more; infinite where v is none with a q of at most 1000, or 12 beside pi and 100 beside log 2.
-    """
-    least, token = math.inf, float(TOKEN_CODE_LENGTH[1])
-    units = ((1.0, 1000, 0.0), (math.pi, 12, token), (math.log(2), 100, 2 * token))
-    for unit, most, extra in units if abs(v) < 1e300 else ():
-        fraction = Fraction(v / unit).limit_denominator(most)
-        if fraction and abs(float(fraction) * unit - v) <= 1e-9 * abs(v):
-            whole = 2 * (1 + abs(fraction.numerator)) * fraction.denominator
-            least = min(least, math.log(whole) + extra)
-    return least

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import sympy
 
-from refinemath.answer.solution import EXACT, TINY, evaluated_fvu, refine_constants
+from refinemath.answer.codes import TINY
+from refinemath.answer.solution import EXACT, evaluated_fvu, refine_constants
 from refinemath.answer.symbolic import REFUSED, is_simple, pretty, printed_text
 from refinemath.expression import VARIABLES, Formula, split_terms, subtree_stop
 from refinemath.text import parse

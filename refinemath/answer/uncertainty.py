@@ -14,7 +14,8 @@ import scipy.optimize
 import scipy.special
 import sympy
 
-from refinemath.answer.solution import LARGEST, TINY, fraction_code_length
+from refinemath.answer.codes import TINY, fraction_code_length
+from refinemath.answer.solution import LARGEST
 from refinemath.expression import VARIABLES, Formula, fold, sympy_node, sympy_number
 
 REDUNDANT = 1e-6  # share of a number's effect that no other number has, under which it is held

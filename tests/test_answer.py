@@ -7,14 +7,13 @@ import scipy
 from formulas import from_bank
 from hypothesis import given
 
+from refinemath.answer.codes import fraction_code_length, heavy_tailed
 from refinemath.answer.rounding import drop_negligible, round_constants, simple_neighbours
 from refinemath.answer.solution import (
     Solution,
     code_length,
     fit_many_points,
-    fraction_code_length,
     fraction_unexplained,
-    heavy_tailed,
     linear_solution,
     refine_constants,
     score_solution,

@@ -48,7 +48,7 @@ def ragged(rng: np.random.Generator) -> Any:
     return rows
 
 
-@kind("not a number")
+@kind("not a number|NaN or infinity")
 def mixed_types(rng: np.random.Generator) -> Any:
     rows = text(good(rng))
     word = str(rng.choice(["abc", "1,5", "n/a", "--", "2026-01-01"]))

@@ -34,8 +34,7 @@ CORE = (
     "loop",
 )
 SEARCH = (
-    "proposers proposers.splice proposers.library proposers.monomials spectrum answer "
-    "answer.behaviour answer.codes",
+    "proposers proposers.splice proposers.library proposers.monomials spectrum answer answer.codes",
     "proposers.network proposers.short proposers.missing_term proposers.pairs proposers.edits "
     "proposers.prior families",
     "proposers.quotients proposers.inverses answer.solution",

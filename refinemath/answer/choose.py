@@ -26,7 +26,6 @@ from refinemath.answer.symbolic import pretty, printed_text, rescale, rewrite
 from refinemath.answer.targets import TargetTransform
 from refinemath.answer.units import Dimensions
 from refinemath.expression import END, Formula, decode, split_terms
-from refinemath.families import familiar_code_length
 from refinemath.problem import Problem
 
 
@@ -202,8 +201,7 @@ def beats_mean(solution: Solution, mean: Solution) -> bool:
     """Whether a formula predicts points left out better than their `mean` does, and by more nats
     than the best of all formulas of its length would by chance: by the code of its terms.
     """
-    named = familiar_code_length(solution.skeleton())
-    chance = min(named, sum(term.code_length() for term in solution.terms))
+    chance = sum(term.code_length() for term in solution.terms)
     return solution.fvu < 1.0 and mean.nll - solution.nll > chance
 
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from refinemath.expression import TOKEN_CODE_LENGTH
 
-FEW, FREE = 4, 0.1  # with fewer points a number, each counts as free of the curve to this share
 THREADED = 1e-6  # a point with a leverage this near to 1 alone decides a number
 ROUNDING = 1e-24  # FVU in float64 under which nothing but rounding is left
 TINY = 1e-300  # in place of a denominator that is zero
@@ -30,10 +29,8 @@ def left_out_code(
     except np.linalg.LinAlgError:
         return math.inf, math.inf
     left_out = 1 - np.sum(left[:, singular > 1e-10] ** 2, axis=1)
-    least = FREE if len(residual) < FEW * design.shape[1] else THREADED
-    unseen = np.where(
-        left_out < THREADED, np.maximum(off_mean, 1.0), residual / np.maximum(left_out, least)
-    )
+    predicted = residual / np.maximum(left_out, THREADED)
+    unseen = np.where(left_out < THREADED, np.maximum(off_mean, 1.0), predicted)
     return heavy_tailed(unseen)
 
 
@@ -55,21 +52,19 @@ def heavy_tailed(
     return math.sqrt(scale), 0.5 * len(square) * math.log(scale) + 0.5 * (freedom + 1) * tails
 
 
-def number_code_lengths(
-    numbers: np.ndarray, effect: np.ndarray, scale: float, points: int
-) -> np.ndarray:
+def number_code_lengths(numbers: np.ndarray, effect: np.ndarray, scale: float) -> np.ndarray:
     """What it costs to state each number, in nats; `effect`: how much it moves the curve in all, in
     units of the spread of y, and `scale` that of the residuals.
 
     A fraction p/q costs log(2 (1 + |p|) q), after Udrescu et al. (2020), with pi as a factor a
     token more.  Any number v can instead be given to the precision that the points warrant: steps
     of sqrt(12 / I), where I is its Fisher information.  That costs log(2 |v| sqrt(I / 12)) + 1/2
-    (Wallace & Freeman 1987) and log(1 + |log e|) for its order of magnitude, e its effect at a
-    point.  The cheaper of the two counts.  Chapter 8.
+    (Wallace & Freeman 1987) and log(1 + |log |v||) for its order of magnitude.  The cheaper of the
+    two counts.  Chapter 8.
     """
+    # how many steps of its precision each number is away from 0
     steps = np.maximum(effect / (math.sqrt(12.0) * scale), 1.0)
-    size = np.maximum(effect / math.sqrt(points), TINY)
-    rounded = 0.5 + np.log(2 * steps) + np.log1p(np.abs(np.log(size)))
+    rounded = 0.5 + np.log(2 * steps) + np.log1p(np.abs(np.log(np.abs(numbers))))
     return np.minimum(rounded, [fraction_code_length(v) for v in numbers.tolist()])
 
 

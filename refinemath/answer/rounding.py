@@ -22,11 +22,8 @@ from refinemath.answer.solution import (
     with_numbers,
 )
 from refinemath.expression import Formula, fold
-from refinemath.families import reference
-from refinemath.spectrum import whole_cycle
 
 SAME = 1e-3  # nats: between exact fits no difference but rounding
-NOISE = 1.0  # nats by which rounding may worsen the fit
 Sized = tuple[tuple[str | float, ...], float]  # parts of a formula and the largest of their values
 
 
@@ -81,11 +78,10 @@ def round_constants(solution: Solution, x: np.ndarray, y: np.ndarray) -> Solutio
     and the shorter description counts.
     """
     best = _drop_terms(score_solution(solution, x, y), x, y)
-    most = best.nll + NOISE
-    forms = [_round_inner(best, x, y, most, intercept=True)]
+    forms = [_round_inner(best, x, y, intercept=True)]
     without = _refit(best.terms, x, y, intercept=False)
-    if without is not None and without.nll <= most:
-        forms.append(_round_inner(without, x, y, most, intercept=False))
+    if without is not None:
+        forms.append(_round_inner(without, x, y, intercept=False))
     best = min(forms, key=code_length)
     rounding = 1e-13 * float(np.max(np.abs(y)))
     return replace(best, offset=0.0) if abs(best.offset) < rounding else best
@@ -99,10 +95,7 @@ def _refit(
     frozen: frozenset[int] = frozenset(),
     intercept: bool = True,
 ) -> Solution | None:
-    # part of the form: the 1 of 1 / (1 + exp(-x)) and 1 - exp(-x), the year from which x counts
-    part = {1.0, reference(x[0])} if len(x) == 1 else {1.0}
-    ones = {i for i, v in enumerate(c for t in terms for c in t.constants()) if v in part}
-    found = refine_constants(terms, x, y, frozen=frozen | ones, intercept=intercept)
+    found = refine_constants(terms, x, y, frozen=frozen, intercept=intercept)
     return None if found is None else score_solution(found, x, y)
 
 
@@ -130,29 +123,22 @@ def _drop_terms(best: Solution, x: np.ndarray, y: np.ndarray) -> Solution:
     return best
 
 
-def _round_inner(
-    best: Solution, x: np.ndarray, y: np.ndarray, most: float, *, intercept: bool
-) -> Solution:
-    """The numbers inside the terms rounded, the largest first, then the linear ones, as long as
-    what is left over costs at most `most` nats.
-    """
+def _round_inner(best: Solution, x: np.ndarray, y: np.ndarray, *, intercept: bool) -> Solution:
+    """The numbers inside the terms rounded, the largest first, then the linear ones."""
     frozen: frozenset[int] = frozenset()
     for i in sorted(range(len(best.constants)), key=lambda i: -abs(best.constants[i])):
         numbers = best.constants
-        cycle = [numbers[i]] if len(x) == 1 and numbers[i] == whole_cycle(x[0]) else []
-        for number in (*cycle, *simple_neighbours(numbers[i])):
+        for number in simple_neighbours(numbers[i]):
             numbers[i] = number
             terms = with_numbers(best.terms, numbers)
             trial = _refit(terms, x, y, frozen=frozen | {i}, intercept=intercept)
-            if trial is not None and _no_longer(trial, best) and trial.nll <= most:
+            if trial is not None and _no_longer(trial, best):
                 best, frozen = trial, frozen | {i}
                 break
-    return _round_linear(best, x, y, most, intercept=intercept)
+    return _round_linear(best, x, y, intercept=intercept)
 
 
-def _round_linear(
-    best: Solution, x: np.ndarray, y: np.ndarray, most: float, *, intercept: bool
-) -> Solution:
+def _round_linear(best: Solution, x: np.ndarray, y: np.ndarray, *, intercept: bool) -> Solution:
     """Coefficients and offset rounded, those not yet rounded fitted again each time."""
     columns = term_values(best.terms, best.constants, x)
     if columns is None:
@@ -176,7 +162,7 @@ def _round_linear(
                 fvu=fraction_unexplained(residual, y),
             )
             trial = score_solution(found, x, y)
-            if _no_longer(trial, best) and trial.nll <= most:
+            if _no_longer(trial, best):
                 best, numbers, loose = trial, fixed, rest
                 break
     return best

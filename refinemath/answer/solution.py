@@ -9,14 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy.optimize
 
-from refinemath.answer.behaviour import detours, natural_units
 from refinemath.answer.codes import TINY, fraction_code_length, left_out_code, number_code_lengths
 from refinemath.expression import Formula, combine
-from refinemath.families import familiar_code_length, usual_exponents
-from refinemath.spectrum import whole_cycle
 
 EXACT = 1e-23  # FVU in float64 under which a fit counts as exact
-CYCLE = 1.5  # nats for a frequency of one cycle over all points: hours of a day, months of a year
 LARGEST = 1e150  # values beyond this cannot be squared
 
 
@@ -24,8 +20,8 @@ LARGEST = 1e150  # values beyond this cannot be squared
 class Solution:
     """A formula with all its numbers: y ~ offset + sum_k coefficient_k term_k(x).
 
-    `fvu`: what it leaves unexplained on the given points.  `number_code_length`, `nll`, `detours`:
-    nats for its numbers, what it leaves over, what no point shows; see `score_solution`.
+    `fvu`: what it leaves unexplained on the given points.  `number_code_length` and `nll`: nats to
+    state its numbers and what it leaves over, NaN until `score_solution` works them out.
     """
 
     terms: tuple[Formula, ...]
@@ -34,7 +30,6 @@ class Solution:
     fvu: float
     number_code_length: float = math.nan
     nll: float = math.nan
-    detours: float = 0.0
 
     def formula(self) -> Formula:
         """One formula with the coefficients written in."""
@@ -159,12 +154,11 @@ def refine_constants(
     if first is None or not free or len(y) <= len(free):
         return first
     spread = float(np.std(y)) or 1.0
-    zero, unit = (a[free] for a in natural_units(terms, numbers, x))
-    base, move = numbers.copy(), np.zeros((len(numbers), len(free)))
-    base[free], move[free, range(len(free))] = zero, unit
 
     def moved(theta: np.ndarray) -> np.ndarray:
-        return base + move @ theta
+        new = numbers.copy()
+        new[free] = theta
+        return new
 
     def residual(theta: np.ndarray) -> np.ndarray:
         columns = term_values(terms, moved(theta), x)
@@ -176,8 +170,9 @@ def refine_constants(
     try:
         found = scipy.optimize.least_squares(
             residual,
-            (numbers[free] - zero) / unit,
+            numbers[free],
             method="lm",
+            x_scale=np.maximum(np.abs(numbers[free]), 1e-3),
             xtol=1e-15,
             ftol=1e-15,
             gtol=1e-15,
@@ -195,12 +190,10 @@ def code_length(solution: Solution) -> float:
     """Nats to state a scored formula and what it leaves over: the score that picks a formula from
     the front.  Lower is better.
 
-    The tokens cost their `Formula.code_length`, or what it takes to name a familiar family where
-    that is less; its numbers, what is left over and its `detours` are added.
+    The tokens cost their `Formula.code_length`, the numbers their `number_code_length`, what is
+    left over its `nll`.
     """
-    form, named = solution.formula().code_length(), familiar_code_length(solution.skeleton())
-    form = named if named < form and usual_exponents(solution.terms) else form
-    return form + solution.number_code_length + solution.nll + solution.detours
+    return solution.formula().code_length() + solution.number_code_length + solution.nll
 
 
 def score_solution(
@@ -215,8 +208,7 @@ def score_solution(
     formula that bends to single points is found out by this: their leverage is near 1.  A point
     that alone decides a number is not predicted at all: it counts as far off as from the mean.
 
-    `number_code_length`: see `codes.number_code_lengths`.  A place x - c costs what it takes to
-    find it in the range of x.  Chapter 8.
+    `number_code_length`: see `codes.number_code_lengths`.  Chapter 8.
 
     `sigma` (points,): sizes of the errors where they differ; residuals and design are divided by
     them, in units of the smallest.
@@ -228,10 +220,7 @@ def score_solution(
     fitted = columns @ np.array(solution.coefficients)
     stated = _all_numbers(solution)
     there = stated != 0.0
-    # a coefficient of 1 is not written; in a family 1 is part of the form
-    said = math.isfinite(familiar_code_length(solution.skeleton()))
-    first = 0 if said else len(solution.constants)
-    there[first:-1] &= stated[first:-1] != 1.0
+    there[len(solution.constants) : -1] &= stated[len(solution.constants) : -1] != 1.0
     weight = np.ones(len(y)) if sigma is None else np.min(sigma) / sigma
     design = weight[:, None] * _sensitivities(solution, columns, x)[:, there]
     stated = stated[there]
@@ -247,16 +236,9 @@ def score_solution(
     scale, nll = left_out_code(design, residual, np.abs(weight * (y - centre)) / spread)
     if nll == math.inf:
         return nothing
-    zero, unit = natural_units(solution.terms, solution.constants, x)
-    inside = np.maximum(np.abs(solution.constants - zero), unit / 2)
-    distance = np.abs([*inside, *solution.coefficients, solution.offset])
-    effect = distance[there] * np.linalg.norm(design, axis=0) / spread
-    each = number_code_lengths(stated, effect, scale, len(y))
-    away = 0.0
-    if len(x) == 1:
-        each = np.where(stated == whole_cycle(x[0]), np.minimum(each, CYCLE), each)
-        away = detours(lambda at: solution_values(solution, at), x, y)
-    return replace(solution, number_code_length=float(np.sum(each)), nll=nll, detours=away)
+    effect = np.abs(stated) * np.linalg.norm(design, axis=0) / spread
+    lengths = number_code_lengths(stated, effect, scale)
+    return replace(solution, number_code_length=float(np.sum(lengths)), nll=nll)
 
 
 def _all_numbers(solution: Solution) -> np.ndarray:
@@ -271,9 +253,8 @@ def _sensitivities(solution: Solution, columns: np.ndarray, x: np.ndarray) -> np
     numbers, coefficients = solution.constants, np.array(solution.coefficients)
     fitted = columns @ coefficients
     tangents = np.zeros((x.shape[-1], len(numbers)))
-    steps = 1e-6 * natural_units(solution.terms, numbers, x)[1]
-    for i, step in enumerate(steps):
-        moved = numbers.copy()
+    for i, number in enumerate(numbers):
+        moved, step = numbers.copy(), 1e-6 * max(abs(number), 1e-3)
         moved[i] += step
         shifted = term_values(solution.terms, moved, x)
         tangents[:, i] = 0.0 if shifted is None else (shifted @ coefficients - fitted) / step

@@ -27,7 +27,7 @@ REGISTRY: dict[str, Proposer | HostProposer] = {
     "edits": Edits(),
     "families": Families(),
 }
-DEFAULT = frozenset(REGISTRY) - {"prior"}
+DEFAULT = frozenset(REGISTRY) - {"prior", "families"}
 
 
 def resolve(

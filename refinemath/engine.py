@@ -101,7 +101,7 @@ class Engine:
                     break
                 output = search(schedule.turn) if ahead is None else ahead
         except KeyboardInterrupt:
-            if answers.best is None:
+            if not steps:
                 raise
         return kept, steps
 

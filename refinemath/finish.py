@@ -78,14 +78,17 @@ def make_result(
 
 def _stated(formula: Formula, table: Table, control: Control) -> tuple[Formula, int]:
     """The formula as it is printed, and the digits of its numbers; the mean of y where nothing is
-    better.  Where the errors are not equal, the last fit is printed as it is.
+    better.  Where the errors are not equal, or the print holds what is not allowed, the last fit
+    stays as it is.
     """
     if not control.errors.plain:
         return formula, DIGITS[0]
     stated = state(formula, table.x.T, table.y)
-    if not stated.fvu < 1.0 or not control.allows(stated.formula):
+    if not stated.fvu < 1.0:
         mean = Formula((float(np.mean(table.y)),))
-        stated = state(formula if stated.fvu < 1.0 else mean, table.x.T, table.y, forms=False)
+        stated = state(mean, table.x.T, table.y, forms=False)
+    if not control.allows(stated.formula):
+        return formula, DIGITS[0]
     return stated.formula, stated.digits
 
 

@@ -331,6 +331,8 @@ def _numbers(data: Any, name: str) -> np.ndarray:
         ) from None
     if array.dtype.kind == "c":
         raise DataError(f"{name} holds complex numbers; the language is real")
+    if array.dtype.kind == "b" and name == "y":
+        raise DataError("y holds True and False; give 0 and 1 as numbers if those are meant")
     if array.dtype.kind not in "fiub":
         raise DataError(f"{name} has type {array.dtype}; numbers are needed")
     return array.astype(np.float64)

@@ -19,7 +19,7 @@ from run_training import RECIPE
 import refinemath.__main__ as cli
 from refinemath import RefineMath, training
 from refinemath.evaluation import systems
-from refinemath.proposers.registry import DEFAULT, REGISTRY
+from refinemath.proposers.registry import DEFAULT
 from refinemath.training import TrainConfig
 
 DATA = Path(__file__).parents[1] / "data"
@@ -98,7 +98,7 @@ def test_solve_says_where_no_formula_was_found(quick: Path, capsys: pytest.Captu
         )
         == 0
     )
-    assert "best attempt" in capsys.readouterr().out and (quick / "here.png").exists()
+    assert "no formula" in capsys.readouterr().out and (quick / "here.png").exists()
 
 
 BAD = [
@@ -324,8 +324,8 @@ def test_the_systems_that_are_compared() -> None:
     }
     assert systems(only=["network"]) == {"only network": {"network"}}
     table = systems(ablation=True)
-    assert len(table) == 2 + len(DEFAULT) + len(REGISTRY)
-    for name in REGISTRY:
+    assert len(table) == 3 + 2 * len(DEFAULT)
+    for name in DEFAULT | {"prior"}:
         assert table[f"only {name}"] == {name}
         assert table.get(f"without {name}", DEFAULT - {name}) == DEFAULT - {name}
     assert table["all"] == DEFAULT and table["null"] == null

@@ -557,8 +557,9 @@ def test_rows_of_formulas_are_chosen_for_a_segment(bank: SkeletonTable) -> None:
 
 
 def test_the_default_is_everything_but_blind_draws() -> None:
-    assert DEFAULT | {"prior"} == REGISTRY.keys() and "prior" not in DEFAULT
-    assert resolve(DEFAULT) == tuple(p for n, p in REGISTRY.items() if n != "prior")
+    others = {"prior", "families"}
+    assert DEFAULT | others == REGISTRY.keys() and not others & DEFAULT
+    assert resolve(DEFAULT) == tuple(p for n, p in REGISTRY.items() if n not in others)
 
 
 def test_names_come_in_the_order_of_the_registry_and_objects_behind_them() -> None:

@@ -79,7 +79,7 @@ def test_a_callback_hears_of_every_search_and_ends_them(solver: RefineMath) -> N
     heard: list[Progress] = []
     result = solver.solve(X, noise, time_budget=30, callback=heard.append)
     assert [p.searches for p in heard] == list(range(1, result.searches + 1))
-    assert heard[0].formula is not None and heard[0].seconds > 0
+    assert all(p.seconds > 0 for p in heard)
     one = solver.solve(X, noise, time_budget=30, callback=lambda progress: True)
     assert one.searches == 1
 

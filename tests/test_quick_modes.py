@@ -10,7 +10,6 @@ import pytest
 
 # what each report must hold, beside what every record does
 QUICK = {
-    "familiar": {"right", "within_three", "families"},
     "flops": {"flops_per_example", "projection", "parts"},
     "halting": {"recovered", "replay", "settled"},
     "profile": {"solve"},

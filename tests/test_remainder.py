@@ -42,7 +42,8 @@ def state_of(y: np.ndarray, *, scale: bool, offset: bool, slots: int = 24) -> St
     nothing = Programs(jnp.zeros((1, slots), jnp.int32), jnp.zeros((1, slots)))
     one = jnp.zeros(1)
     flags = jnp.asarray([scale]), jnp.asarray([offset])
-    return States(jnp.asarray(y, jnp.float32)[None], nothing, nothing, one, one, *flags)
+    r = jnp.asarray(y, jnp.float32)[None]
+    return States(r, jnp.zeros_like(r), nothing, nothing, one, one, *flags)
 
 
 E, R = 1.0 + X**2, np.cos(1.3 * X) + 1.5
@@ -77,6 +78,7 @@ def test_undoing_an_operation_gives_back_its_operand(name: str) -> None:
         MASK,
         jnp.asarray([variant]),
         jnp.zeros(1),
+        jnp.zeros(1),
     )
     wanted = R / 2 if name == "sin" else R
     assert np.allclose(undone.r[0], wanted, rtol=2e-4, atol=2e-4)
@@ -91,6 +93,7 @@ def test_what_has_no_free_offset_is_undone_with_offset_zero_alone() -> None:
             state,
             MASK,
             jnp.asarray([2]),
+            jnp.full(1, -0.5),
             jnp.zeros(1),
         )
         assert bool(jnp.isfinite(undone.r).all()) == offset
@@ -100,12 +103,13 @@ def test_a_remainder_and_a_short_formula_are_fitted_as_by_least_squares() -> Non
     rng = np.random.default_rng(0)
     t, w, q = rng.normal(size=(3, 5, 48)).astype(np.float32)
     g = rng.normal(size=(7, 48)).astype(np.float32)
-    undone = Undone(jnp.asarray(t), jnp.asarray(t), jnp.asarray(w), jnp.asarray(q), jnp.ones(5))
+    tangent = rng.normal(size=(5, 48)).astype(np.float32)
+    undone = Undone(*map(jnp.asarray, (t, t, w, q, tangent, tangent)), jnp.ones(5))
     loss, entry = least_fvu(undone, jnp.asarray(g), jnp.ones(7), MASK)
     for i in range(5):
         left = []
         for row in g:
-            design = np.stack([w[i] * row, q[i], np.ones(48)], axis=1)
+            design = np.stack([w[i] * row, q[i], tangent[i], np.ones(48)], axis=1)
             rest = t[i] - design @ np.linalg.lstsq(design, t[i], rcond=None)[0]
             left.append(np.var(rest) / np.var(t[i]))
         assert entry[i] == np.argmin(left)

@@ -11,6 +11,7 @@ as formulas, and the remainders wait to be read in turn.
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -24,23 +25,15 @@ from experiments.network.model import Model
 from experiments.network.spine import ARITY, END, FIRST_REVERSED, TOKEN, from_spine
 from refinemath.execution import Programs, centre, evaluate, lengths, masked_mean
 from refinemath.expression import OPERATOR_TOKEN, is_constant, nearest_constant
-from refinemath.fitting import Points
+from refinemath.fitting import Points, solve_small
 from refinemath.loop import Context, Library, SearchState
 from refinemath.proposers.library import unit_rows
 from refinemath.proposers.splice import Segment, concat_tokens, mask_invalid, single_token, whole
 
 VARIANTS = 8
 LONGEST = 8  # tokens of an operation
-OFFSETS = (
-    0.0,
-    -0.03,
-    -0.3,
-    -1.5,
-    1.03,
-    1.3,
-    2.5,
-    0.5,
-)  # of r, in ranges above its minimum; 0: none
+DISTANCES = np.geomspace(1e-3, 10, 20)  # of an offset from the range of r, in ranges
+INSIDE = np.linspace(0.03, 0.97, 16)  # and offsets within it
 MULTIPLES = (
     1.0,
     1.0,
@@ -60,6 +53,7 @@ class States(NamedTuple):
     """Remainders that wait, and the formula around each: `before` R `after`."""
 
     r: Float[Array, "states points"]
+    tangent: Float[Array, "states points"]  # how r moves with the constant term of the whole
     before: Programs
     after: Programs
     log_p: Float[Array, " states"]  # of the operations so far; -inf: no state
@@ -119,36 +113,112 @@ class Undone(NamedTuple):
     t: Float[Array, "batch points"]
     w: Float[Array, "batch points"]
     q: Float[Array, "batch points"]
+    tangent: Float[Array, "batch points"]  # how t moves with the constant term of the whole
+    moved: Float[Array, "batch points"]  # how R moves with it
     coefficient: Float[Array, " batch"]  # of E, where it is added
 
 
-def undo(
+def inverse(
+    op: Int[Array, " batch"],
+    e: Float[Array, "batch points"],
+    v: Float[Array, "batch points"],
+    mask: Array,
+    exponent: Float[Array, " batch"],
+    scale: Array,
+) -> Float[Array, "batch points"]:
+    """R of v = op(E, R), for operations that an offset of v matters to; else NaN."""
+    a, power = jnp.abs(v), exponent[:, None]
+    log = jnp.log(a)
+    cases = {
+        "mul": v / e, "div": e / v, "rdiv": v * e, "pow": log / jnp.log(e),
+        "rpow": jnp.exp(log / jnp.where(power == 0, e, power)),
+        "inv": 1 / v, "square": jnp.sqrt(a), "cube": jnp.cbrt(v), "pow4": jnp.sqrt(jnp.sqrt(a)),
+        "pow5": jnp.sign(v) * a**0.2, "sqrt": v * v, "exp": log,
+    }  # fmt: skip
+    out = jnp.full_like(v, jnp.nan)
+    for name, value in cases.items():
+        out = jnp.where((op == TOKEN[name])[:, None], value, out)
+    # one sign is asked for where a root or a logarithm is taken, plus where the scale is not free
+    rooted = of(("square", "pow4", "exp", "pow", "rpow"), op)[:, None]
+    least = jnp.min(jnp.where(mask, v, jnp.inf), -1, keepdims=True)
+    most = jnp.max(jnp.where(mask, v, -jnp.inf), -1, keepdims=True)
+    wrong = (least * most <= 0) | ((most < 0) & ~scale[:, None])
+    return jnp.where(rooted & wrong, jnp.nan, out)
+
+
+def smooth_basis(points: Points, most: int = 21) -> Float[Array, "terms points"]:
+    """Orthonormal polynomials in all columns, of degree 6 in one, less in more."""
+    x, mask = points.x[0], points.mask
+    low = jnp.min(jnp.where(mask, x, jnp.inf), -1, keepdims=True)
+    high = jnp.max(jnp.where(mask, x, -jnp.inf), -1, keepdims=True)
+    u = jnp.where(mask, 2 * (x - low) / jnp.maximum(high - low, 1e-30) - 1, 0.0)
+    degree = {1: 6, 2: 4, 3: 3}.get(len(x), 1)
+    terms = [jnp.ones_like(u[0])]
+    for d in range(1, degree + 1):
+        for columns in itertools.combinations_with_replacement(range(len(x)), d):
+            terms.append(functools.reduce(jnp.multiply, [u[c] for c in columns]))
+    return orthonormal_rows(jnp.stack(terms[:most])[None], mask)[0]
+
+
+def smoothest_offsets(
+    op: Int[Array, " batch"],
+    e: Float[Array, "batch points"],
+    states: States,
+    mask: Array,
+    basis: Float[Array, "terms points"],
+) -> Float[Array, "batch variants"]:
+    """0, and of a grid of offsets b those for which R is nearest to a polynomial.
+
+    The right b leaves a remainder that is smooth where a wrong one bends it: (r - b) / E has a pole
+    where E is 0.
+    """
+    r = states.r
+    low = jnp.min(jnp.where(mask, r, jnp.inf), -1, keepdims=True)
+    high = jnp.max(jnp.where(mask, r, -jnp.inf), -1, keepdims=True)
+    grid = np.concatenate([-DISTANCES[::-1], INSIDE, 1 + DISTANCES]).astype(np.float32)
+    b = low + (high - low) * grid[None]
+    n, count = b.shape
+    every = [jnp.repeat(a, count, axis=0) for a in (op, e, r, mask, states.scale)]
+    v = every[2] - b.reshape(-1, 1)
+    out = inverse(every[0], every[1], v, every[3], jnp.zeros(n * count), every[4])
+    out = jnp.where(every[3], out, 0.0)
+    good = jnp.all(jnp.isfinite(out) & (jnp.abs(out) < 1e8), axis=1)
+    out = jnp.where(good[:, None], out, 0.0)
+    spread = jnp.sum(centre(out, every[3])[0] ** 2, -1)
+    rest = jnp.sum(out**2, -1) - jnp.sum((out @ basis.T) ** 2, -1)
+    rough = jnp.where(good & (spread > 0), rest / jnp.maximum(spread, 1e-30), jnp.inf)
+    rough = rough.reshape(n, count)
+    beside = jnp.pad(rough, ((0, 0), (1, 1)), constant_values=jnp.inf)
+    dip = (rough <= beside[:, :-2]) & (rough <= beside[:, 2:])
+    best = jax.lax.top_k(-jnp.where(dip, rough, 1.0 + rough), VARIANTS - 1)[1]
+    return jnp.pad(jnp.take_along_axis(b, best, axis=1), ((0, 0), (1, 0)))
+
+
+def _undo(
     op: Int[Array, " batch"],
     e: Float[Array, "batch points"],
     states: States,
     mask: Array,
     variant: Int[Array, " batch"],
+    b: Float[Array, " batch"],
     exponent: Float[Array, " batch"],
-) -> Undone:
-    """Undo r = a op(E, R) + b for one variant of the numbers; NaN where that is impossible.
+) -> tuple[tuple[Array, Array], tuple[Array, Array, Array]]:
+    """R and the rest of what `undo` gives.
 
     Where the constant term of r is not free, b is 0 and one variant is enough; likewise a.
     """
-    r = states.r
+    held, r = jax.lax.stop_gradient(states.r), states.r
 
     def pick(values: tuple[float, ...]) -> Array:
         return jnp.asarray(values, jnp.float32)[variant][:, None]
 
     first = (variant == 0)[:, None]
     scale, offset = states.scale[:, None], states.offset[:, None]
-    low = jnp.min(jnp.where(mask, r, jnp.inf), -1, keepdims=True)
-    high = jnp.max(jnp.where(mask, r, -jnp.inf), -1, keepdims=True)
-    rc, _ = centre(r, mask)
+    low = jnp.min(jnp.where(mask, held, jnp.inf), -1, keepdims=True)
+    high = jnp.max(jnp.where(mask, held, -jnp.inf), -1, keepdims=True)
+    rc, _ = centre(held, mask)
     spread = jnp.sqrt(masked_mean(rc**2, mask))
-    b = jnp.where(first, 0.0, jnp.where(offset, low + pick(OFFSETS) * (high - low), jnp.nan))
-    v = r - b
-    a = jnp.abs(v)
-    log = jnp.log(a)
+    v = r - jnp.where(first, 0.0, jnp.where(offset, b[:, None], jnp.nan))
     # a sum: r = k E + R, or where the scale is free r = k (E + R)
     ec = centre(e, mask)[0]
     ls = jnp.sum(rc * ec, -1, keepdims=True) / jnp.maximum(jnp.sum(ec**2, -1, keepdims=True), 1e-30)
@@ -161,38 +231,46 @@ def undo(
     size = jnp.where(scale, spread * pick((1, *SIZES, *(-s for s in SIZES), 1)), jnp.nan)
     size = jnp.where(first, 1.0, jnp.where((variant == 7)[:, None] & scale, -1.0, size))
     bounded = jnp.where((variant < 4)[:, None] & offset, r - (low + high) / 2, r)
-    top = jnp.max(jnp.where(mask, jnp.abs(bounded), 0.0), -1, keepdims=True)
+    top = jnp.max(jnp.where(mask, jnp.abs(jax.lax.stop_gradient(bounded)), 0.0), -1, keepdims=True)
     inner = bounded / (top * pick((1.0001, 1.03, 1.2, 2.0) * 2))
     ends = jnp.concatenate([jnp.zeros_like(low), (low + high) / 2, high - 1, low + 1], axis=1)
     shift = jnp.take_along_axis(ends, jnp.minimum(variant, 3)[:, None], axis=1)
     shifted = jnp.where(offset & (variant < 4)[:, None] | first, r - shift, jnp.nan)
     inner = jnp.where(scale & ~(first & offset), inner, shifted)
-    power = exponent[:, None]
-    # exponents are tried where the scale is free or not: their variants are of E
-    a0 = jnp.where((power != 0), jnp.abs(r), a)
-    cases = {
-        "add": rest, "mul": v / e, "div": e / v, "rdiv": v * e,
-        "pow": log / jnp.log(e),
-        "rpow": jnp.exp(jnp.log(a0) / jnp.where(power == 0, e, power)),
-        "inv": 1 / v, "square": jnp.sqrt(a), "cube": jnp.cbrt(v),
-        "pow4": jnp.sqrt(jnp.sqrt(a)), "pow5": jnp.sign(v) * a**0.2,
-        "sqrt": v * v, "exp": log, "log": jnp.exp(r / size),
-        "sin": jnp.arcsin(inner), "cos": jnp.arccos(inner), "tanh": jnp.arctanh(inner),
+    out = inverse(op, e, jnp.where((exponent != 0)[:, None], r, v), mask, exponent, states.scale)
+    more = {
+        "add": rest, "log": jnp.exp(r / size), "sin": jnp.arcsin(inner), "cos": jnp.arccos(inner),
+        "tanh": jnp.arctanh(inner),
     }  # fmt: skip
-    out = jnp.full_like(r, jnp.nan)
-    for name, value in cases.items():
+    for name, value in more.items():
         out = jnp.where((op == TOKEN[name])[:, None], value, out)
-    # one sign of r - b is asked for where a root or a logarithm is taken
-    rooted = of(("square", "pow4", "exp", "pow", "rpow"), op)[:, None]
-    least = jnp.min(jnp.where(mask, jnp.where(power != 0, r, v), jnp.inf), -1, keepdims=True)
-    most = jnp.max(jnp.where(mask, jnp.where(power != 0, r, v), -jnp.inf), -1, keepdims=True)
-    wrong = (least * most <= 0) | ((most < 0) & ~scale)
-    out = jnp.where(rooted & wrong, jnp.nan, out)
     added, product, quotient = (of((name,), op)[:, None] for name in ("add", "mul", "rdiv"))
     linear = added | product | quotient
     w = jnp.where(product, e, jnp.where(quotient, 1 / e, 1.0))
     q = jnp.where(added, e, jnp.where(linear, w, 0.0))
-    return Undone(out, jnp.where(linear, r, out), w, q, k[:, 0])
+    return (out, jnp.where(linear, r, out)), (w, q, k[:, 0])
+
+
+def undo(
+    op: Int[Array, " batch"],
+    e: Float[Array, "batch points"],
+    states: States,
+    mask: Array,
+    variant: Int[Array, " batch"],
+    b: Float[Array, " batch"],
+    exponent: Float[Array, " batch"],
+) -> Undone:
+    """Undo r = a op(E, R) + b for one variant of the numbers, and say how the result moves with the
+    constant term of the whole formula, which is known roughly at best; NaN where it is impossible.
+    """
+
+    def of_r(r: Array) -> tuple:
+        return _undo(op, e, states._replace(r=r), mask, variant, b, exponent)
+
+    (out, t), (moved, tangent), (w, q, k) = jax.jvp(
+        of_r, (states.r,), (states.tangent,), has_aux=True
+    )
+    return Undone(out, t, w, q, tangent, moved, k)
 
 
 # ---------------------------------------------------------------- comparison with short formulas
@@ -203,20 +281,20 @@ def least_fvu(
 ) -> tuple[Array, Array]:
     """For every remainder the least loss FVU x price over the short formulas, and which one has it.
 
-    The fit t ~ s (w g) + d q + c of all pairs is four matrix products.
+    The fit t ~ s (w g) + d q + e tangent + c of all pairs is five matrix products.
     """
-    t, w, q = (jnp.where(mask, v, 0.0) for v in (undone.t, undone.w, undone.q))
-    n = jnp.sum(mask).astype(jnp.float32)
-    one = jnp.where(mask, 1.0, 0.0) / jnp.sqrt(n)
-    qc = centre(q, mask)[0]
-    qc = qc / jnp.maximum(jnp.linalg.norm(qc, axis=1, keepdims=True), 1e-20)
-    tc = centre(t, mask)[0]
+    t, w = (jnp.where(mask, v, 0.0) for v in (undone.t, undone.w))
+    one = jnp.broadcast_to(jnp.where(mask, 1.0, 0.0), t.shape)
+    basis = orthonormal_rows(jnp.stack([one, undone.q, undone.tangent], axis=1), mask)
+    tc = t - jnp.sum(t * basis[:, 0], -1, keepdims=True) * basis[:, 0]
     whole_t = jnp.sum(tc**2, -1, keepdims=True)
-    tc = tc - jnp.sum(tc * qc, -1, keepdims=True) * qc
+    for k in (1, 2):
+        tc = tc - jnp.sum(tc * basis[:, k], -1, keepdims=True) * basis[:, k]
     w = w / jnp.maximum(jnp.max(jnp.abs(w), -1, keepdims=True), 1e-20)
     along = (tc * w) @ outputs.T
-    square = (w**2) @ (outputs**2).T
-    left = square - ((w * one) @ outputs.T) ** 2 - ((w * qc) @ outputs.T) ** 2
+    square = left = (w**2) @ (outputs**2).T
+    for k in range(3):
+        left = left - ((w * basis[:, k]) @ outputs.T) ** 2
     fvu = (jnp.sum(tc**2, -1, keepdims=True) - along**2 / jnp.maximum(left, 1e-30)) / whole_t
     usable = (left > 1e-5 * square) & (whole_t > 1e-12)
     loss = jnp.where(usable, jnp.maximum(fvu, 1e-6) * price[None], jnp.inf)
@@ -224,18 +302,31 @@ def least_fvu(
     return jnp.take_along_axis(loss, best[:, None], axis=1)[:, 0], best
 
 
+def orthonormal_rows(basis: Float[Array, "batch terms points"], mask: Array) -> Array:
+    """Rows of length 1 that span the same space; of what adds nothing, zeros."""
+    rows: list[Array] = []
+    for k in range(basis.shape[1]):
+        row = jnp.where(mask & jnp.isfinite(basis[:, k]), basis[:, k], 0.0)
+        row = row / jnp.maximum(jnp.max(jnp.abs(row), -1, keepdims=True), 1e-30)
+        size = jnp.linalg.norm(row, axis=-1, keepdims=True)
+        for _ in range(2):
+            for other in rows:
+                row = row - jnp.sum(row * other, -1, keepdims=True) * other
+        left = jnp.linalg.norm(row, axis=-1, keepdims=True)
+        rows.append(jnp.where(left > 1e-3 * size, row / jnp.maximum(left, 1e-30), 0.0))
+    return jnp.stack(rows, axis=1)
+
+
 def coefficients(undone: Undone, g: Array, mask: Array) -> tuple[Array, Array, Array]:
-    """s, d and c of the fit t ~ s (w g) + d q + c, each (batch,)."""
-    w, q, t = (jnp.where(mask, v, 0.0) for v in (undone.w, undone.q, undone.t))
-    a, q, t = centre(w * g, mask), centre(q, mask), centre(t, mask)
-    dot = lambda u, v: jnp.sum(u * v, -1)  # noqa: E731
-    aa, aq, qq = dot(a[0], a[0]), dot(a[0], q[0]), dot(q[0], q[0])
-    at, qt = dot(a[0], t[0]), dot(q[0], t[0])
-    det = jnp.maximum(aa * qq - aq**2, 1e-30)
-    two = qq > 1e-12
-    s = jnp.where(two, (qq * at - aq * qt) / det, at / jnp.maximum(aa, 1e-30))
-    d = jnp.where(two, (aa * qt - aq * at) / det, 0.0)
-    c = t[1][:, 0] - s * a[1][:, 0] - d * q[1][:, 0]
+    """s, d and c of the fit t ~ s (w g) + d q + e tangent + c, each (batch,)."""
+    one = jnp.where(mask, 1.0, 0.0)
+    columns = (undone.w * g, undone.q, undone.tangent, one)
+    rows = jnp.stack([jnp.where(mask & jnp.isfinite(v), v, 0.0) for v in columns], axis=1)
+    size = jnp.maximum(jnp.linalg.norm(rows, axis=-1), 1e-20)
+    rows = rows / size[..., None]
+    normal = jnp.einsum("bin,bjn->bij", rows, rows) + 1e-6 * jnp.eye(4)[None]
+    right = jnp.einsum("bin,bn->bi", rows, jnp.where(mask, undone.t, 0.0))
+    s, d, _, c = jnp.moveaxis(solve_small(normal, right) / size, -1, 0)
     return s, d, c
 
 
@@ -349,7 +440,7 @@ class Remainder:
         r = jnp.zeros((n, y.shape[1])).at[0].set(y[0])
         log_p = jnp.full(n, -jnp.inf).at[0].set(0.0)
         free = jnp.ones(n, bool)
-        return States(r, nothing, nothing, log_p, jnp.zeros(n), free, free)
+        return States(r, jnp.ones_like(r), nothing, nothing, log_p, jnp.zeros(n), free, free)
 
     def propose(
         self, model: Model, context: Context, memory: States, state: SearchState, key: Array
@@ -399,8 +490,10 @@ class Remainder:
         own = jnp.where(holds & (op != TOKEN["add"]), 0, variant)  # the variants are of E
         values = evaluate(e.tokens, e.values, points.x)
         mask = jnp.broadcast_to(points.mask, parent.r.shape)
-        undone = undo(op, values, parent, mask, own, exponent)
-        undone = Undone(*(jnp.where(mask, v, 0.0) for v in undone[:4]), undone.coefficient)
+        first = jax.tree.map(lambda a: a[::repeats], (op, values, parent, mask))
+        b = smoothest_offsets(*first, smooth_basis(points)).reshape(-1)
+        undone = undo(op, values, parent, mask, own, b, exponent)
+        undone = Undone(*(jnp.where(mask, v, 0.0) for v in undone[:6]), undone.coefficient)
         alone = holds & (lengths(e.tokens) == 1)
         idle = (of(("mul", "add", "rdiv", "div"), op) & alone) | (op == TOKEN["neg"])
         log_p = parent.log_p + jnp.repeat(share.reshape(-1), repeats)
@@ -456,7 +549,7 @@ def operand(flat: Array, op: Array, variant: Array, slots: int) -> tuple[Program
 
 def defined(undone: Undone) -> Array:
     """Whether all values are finite and of a reasonable size, (batch,)."""
-    inside = [jnp.all(jnp.isfinite(v) & (jnp.abs(v) < 1e8), axis=1) for v in undone[:4]]
+    inside = [jnp.all(jnp.isfinite(v) & (jnp.abs(v) < 1e8), axis=1) for v in undone[:6]]
     return functools.reduce(jnp.logical_and, inside)
 
 
@@ -470,7 +563,7 @@ def compare(children: Children, library: Library, points: Points) -> tuple[Array
     """The least loss of every remainder over the library, and the entry that has it."""
     step = max(1, points.y.shape[1] // 32)
     undone = children.undone
-    few = Undone(*(v[:, ::step] for v in undone[:4]), undone.coefficient)
+    few = Undone(*(v[:, ::step] for v in undone[:6]), undone.coefficient)
     outputs = library.outputs[:, ::step]
     outputs = outputs / jnp.maximum(jnp.max(jnp.abs(outputs), axis=1, keepdims=True), 1e-30)
     nats = 5.0 / jnp.sum(points.mask) * lengths(library.tokens).astype(jnp.float32)
@@ -487,7 +580,7 @@ def write_all(
     before, after, fits = around(parent, op, children.e, undone.coefficient, slots)
     scale, offset = freedom(parent, op)
     log_p = jnp.where(fits, children.log_p, -jnp.inf)
-    new = States(undone.r, before, after, log_p, jnp.zeros_like(log_p), scale, offset)
+    new = States(undone.r, undone.moved, before, after, log_p, jnp.zeros_like(log_p), scale, offset)
 
     size = (lengths(before.tokens) + lengths(after.tokens)).astype(jnp.float32)
     ranked = jnp.where(

@@ -290,10 +290,11 @@ class Decoder(nnx.Module):
         columns: Array,
         count: int,
         temperature: float = 1.0,
-        steps: int = SLOTS,
+        steps: int | None = None,
     ) -> tuple[Int[Array, "batch count slots"], Float[Array, "batch count"]]:
         """`count` legal formulas from each latent and their log p at temperature 1; keys and values
         are cached."""
+        steps = SLOTS if steps is None else steps
         batch, width = len(z), self.head.rows[...].shape[0]
         read = self.slots(z)
         empty = jnp.zeros(

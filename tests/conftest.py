@@ -46,6 +46,15 @@ PROPOSERS = tuple(p for name, p in SMALL_ONES.items() if name in DEFAULT)
 QUICK: dict[str, Any] = {"config": SMALL, "proposers": PROPOSERS, "patience": 1}
 
 
+@pytest.fixture(scope="module")
+def compiled_in_haste() -> Iterator[None]:
+    """Where compiling costs more than running."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where compiled programs are kept during this run, so that workers and child processes share

@@ -4,7 +4,6 @@ bit.
 
 import functools
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,13 +32,7 @@ CONFIG = Config(width=16, hidden=16, heads=2, latents=4, latent_dim=16, decoder_
 RECIPE = Recipe(batch=16, variables=2, per_length=60, chunk=1024, columns=(1, 2), points=(24, 24))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_haste() -> Iterator[None]:
-    """Compiling costs more than running here."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
 
 
 @pytest.fixture(scope="module")

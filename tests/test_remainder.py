@@ -2,7 +2,6 @@
 fits them, and what is written is what was compared.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -30,12 +29,7 @@ X = np.linspace(0.4, 2.0, 48)
 MASK = jnp.ones((1, len(X)), bool)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_haste() -> Iterator[None]:
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compiled_in_haste")
 
 
 def state_of(y: np.ndarray, *, scale: bool, offset: bool, slots: int = 24) -> States:

@@ -34,7 +34,8 @@ def standardized(v: Array, mask: Array) -> Array:
     return v * jax.lax.rsqrt(jnp.sum(v * v, -1, keepdims=True) + 1e-12)
 
 
-def _range(v: Array, mask: Array) -> tuple[Array, Array]:
+def masked_range(v: Array, mask: Array) -> tuple[Array, Array]:
+    """Least and largest value over the masked points, along the last axis, which stays."""
     low = jnp.min(jnp.where(mask, v, jnp.inf), -1, keepdims=True)
     return low, jnp.max(jnp.where(mask, v, -jnp.inf), -1, keepdims=True)
 
@@ -77,7 +78,7 @@ def functions_of_x(
     f += [bell, jnp.sqrt(bell), x * bell, (e - 1 / e) / (e + 1 / e), (eh - 1 / eh) / (eh + 1 / eh)]
     f += [1 / (1 + x * x), x / (1 + x * x), jnp.log(1 + x * x), 1 / (0.5 + a), 1 / (2 + a)]
     f += [jnp.log(1 + a), jnp.sqrt(1 + x * x), x * s, x * c, s / (a + 0.1), s / e, s * e]
-    low, high = _range(x, mask)
+    low, high = masked_range(x, mask)
     u = (x - low) / jnp.maximum(high - low, 1e-6)
     wave = jnp.cos(jnp.pi * u)
     before, now = jnp.ones_like(wave), wave
@@ -106,7 +107,7 @@ def functions_of_y(
         jnp.cos(2 * s),
     ]
     f += [r * r, a, jnp.sqrt(a), jnp.log(a + 1e-3), inv, inv * inv, jnp.sign(r)]
-    low, high = _range(s, mask)
+    low, high = masked_range(s, mask)
     p, q = s - low, high - s
     f += [p * p, jnp.sqrt(p), jnp.log(p + 1e-2), jnp.log(q + 1e-2), jnp.exp(s), jnp.exp(-s)]
     f += [1 / (p + 0.1), 1 / (q + 0.1)]
@@ -129,8 +130,8 @@ def statistics(points: Points) -> Float[Array, "batch variables statistics"]:
     """What correlations do not say: the range of x, the position of 0 in that of y, the count of
     points."""
     x, y, mask = points
-    low, high = (v[..., 0] for v in _range(x, mask[:, None]))
-    y_low, y_high = _range(y, mask)
+    low, high = (v[..., 0] for v in masked_range(x, mask[:, None]))
+    y_low, y_high = masked_range(y, mask)
     mean, deviation, _ = _size(y, mask)
     n = jnp.sum(mask, -1, keepdims=True).astype(y.dtype)
     of_y = [n / 64, jnp.arcsinh(mean / deviation) / 2, (y_low - mean) / deviation / 3]

@@ -22,7 +22,16 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from experiments.network.model import Model
-from experiments.network.spine import ARITY, END, FIRST_REVERSED, TOKEN, from_spine
+from experiments.network.moments import masked_range
+from experiments.network.spine import (
+    ARITY,
+    END,
+    FIRST_OPERATOR,
+    FIRST_REVERSED,
+    TO_BASE,
+    TOKEN,
+    from_spine,
+)
 from refinemath.execution import Programs, centre, evaluate, lengths, masked_mean
 from refinemath.expression import OPERATOR_TOKEN, is_constant, nearest_constant
 from refinemath.fitting import Points, solve_small
@@ -62,11 +71,6 @@ class States(NamedTuple):
     offset: Array  # likewise a constant term
 
 
-def segment(programs: Programs) -> Segment:
-    """A piece of a formula."""
-    return Segment(*programs, lengths(programs.tokens))
-
-
 def of(names: tuple[str, ...], token: Array) -> Array:
     """Whether a token of the spine is one of these operators."""
     return jnp.any(token[..., None] == jnp.asarray([TOKEN[n] for n in names]), axis=-1)
@@ -83,9 +87,6 @@ def first_operation(tokens: Int[Array, "*batch places"]) -> tuple[Array, Array]:
     place = jnp.arange(tokens.shape[-1])
     good = jnp.any(complete, axis=-1) & (tokens[..., 0] >= FIRST_OPERATOR)
     return jnp.where(place <= last[..., None], tokens, END), good
-
-
-FIRST_OPERATOR = TOKEN["add"]
 
 
 def most_frequent(
@@ -140,8 +141,7 @@ def inverse(
         out = jnp.where((op == TOKEN[name])[:, None], value, out)
     # one sign is asked for where a root or a logarithm is taken, plus where the scale is not free
     rooted = of(("square", "pow4", "exp", "pow", "rpow"), op)[:, None]
-    least = jnp.min(jnp.where(mask, v, jnp.inf), -1, keepdims=True)
-    most = jnp.max(jnp.where(mask, v, -jnp.inf), -1, keepdims=True)
+    least, most = masked_range(v, mask)
     wrong = (least * most <= 0) | ((most < 0) & ~scale[:, None])
     return jnp.where(rooted & wrong, jnp.nan, out)
 
@@ -149,8 +149,7 @@ def inverse(
 def smooth_basis(points: Points, most: int = 21) -> Float[Array, "terms points"]:
     """Orthonormal polynomials in all columns, of degree 6 in one, less in more."""
     x, mask = points.x[0], points.mask
-    low = jnp.min(jnp.where(mask, x, jnp.inf), -1, keepdims=True)
-    high = jnp.max(jnp.where(mask, x, -jnp.inf), -1, keepdims=True)
+    low, high = masked_range(x, mask)
     u = jnp.where(mask, 2 * (x - low) / jnp.maximum(high - low, 1e-30) - 1, 0.0)
     degree = {1: 6, 2: 4, 3: 3}.get(len(x), 1)
     terms = [jnp.ones_like(u[0])]
@@ -173,8 +172,7 @@ def smoothest_offsets(
     where E is 0.
     """
     r = states.r
-    low = jnp.min(jnp.where(mask, r, jnp.inf), -1, keepdims=True)
-    high = jnp.max(jnp.where(mask, r, -jnp.inf), -1, keepdims=True)
+    low, high = masked_range(r, mask)
     grid = np.concatenate([-DISTANCES[::-1], INSIDE, 1 + DISTANCES]).astype(np.float32)
     b = low + (high - low) * grid[None]
     n, count = b.shape
@@ -214,8 +212,7 @@ def _undo(
 
     first = (variant == 0)[:, None]
     scale, offset = states.scale[:, None], states.offset[:, None]
-    low = jnp.min(jnp.where(mask, held, jnp.inf), -1, keepdims=True)
-    high = jnp.max(jnp.where(mask, held, -jnp.inf), -1, keepdims=True)
+    low, high = masked_range(held, mask)
     rc, _ = centre(held, mask)
     spread = jnp.sqrt(masked_mean(rc**2, mask))
     v = r - jnp.where(first, 0.0, jnp.where(offset, b[:, None], jnp.nan))
@@ -359,7 +356,7 @@ def around(
     """The formula around R: before and after, and whether it fits."""
     arity = jnp.asarray(ARITY)[op]
     reverse = op >= FIRST_REVERSED
-    own = jnp.asarray(_PACKAGE)[op]
+    own = jnp.asarray(TO_BASE)[op]
     top = states.scale & states.offset
     times = of(("add",), op) & ~top & (jnp.abs(k - 1) > 1e-3)
     e_first = (arity == 2) & ~reverse
@@ -370,8 +367,8 @@ def around(
     tail = [token("mul", times & reverse), number(k, times & reverse), second]
     size = lengths(states.before.tokens) + lengths(states.after.tokens)
     fits = size + operand.length + 2 * times + 2 <= slots
-    before = concat_tokens(slots, segment(states.before), *head)
-    return before, concat_tokens(slots, *tail, segment(states.after)), fits
+    before = concat_tokens(slots, whole(states.before), *head)
+    return before, concat_tokens(slots, *tail, whole(states.after)), fits
 
 
 def freedom(states: States, op: Array) -> tuple[Array, Array]:
@@ -383,11 +380,6 @@ def freedom(states: States, op: Array) -> tuple[Array, Array]:
     new_offset = (of(("add",), op) & top) | (of(("exp",), op) & scale)
     new_offset |= of(("neg",), op) & offset
     return new_scale | (of(("neg",), op) & scale), new_offset
-
-
-_PACKAGE = np.asarray(
-    [OPERATOR_TOKEN.get(n[1:] if n[1:] in ("sub", "div", "pow") else n, 0) for n in TOKEN], np.int32
-)
 
 
 # ---------------------------------------------------------------- the proposer
@@ -601,7 +593,7 @@ def write_all(
     spread = jnp.std(library.outputs[g], axis=1)
     lead = affine(s, inner, scale[chosen], offset[chosen] | (added & free), spread)
     short = whole(Programs(library.tokens, library.values), g)
-    pieces = (segment(head), *lead, short, segment(tail))
+    pieces = (whole(head), *lead, short, whole(tail))
     total = sum(piece.length for piece in pieces)
     good = jnp.isfinite(ranked[chosen]) & (total <= slots)
     return mask_invalid(good, concat_tokens(slots, *pieces)), new

@@ -46,7 +46,7 @@ WRITTEN = np.array([i < FIRST_OPERATOR or name in _KNOWN for i, name in enumerat
 _FROM_BASE = np.array(
     [TOKEN.get(name, NUMBER) for name in expression.VOCABULARY], np.int32
 )  # every number is one token
-_TO_BASE = np.array(
+TO_BASE = np.array(
     [
         expression.VOCABULARY.index(name) if name in expression.VOCABULARY else 0
         for name in (v[1:] if v[1:] in REVERSED else "1" if v == "c" else v for v in VOCABULARY)
@@ -124,7 +124,7 @@ def from_spine(
     row = jnp.arange(len(tokens))[:, None]
     size, second = structure(tokens)
     place = _exchange(tokens, size, second, tokens >= FIRST_REVERSED)
-    out = jnp.zeros_like(tokens).at[row, place].set(jnp.asarray(_TO_BASE)[tokens])
+    out = jnp.zeros_like(tokens).at[row, place].set(jnp.asarray(TO_BASE)[tokens])
     return out, jnp.zeros_like(numbers).at[row, place].set(numbers)
 
 

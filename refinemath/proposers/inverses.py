@@ -19,7 +19,7 @@ from refinemath.expression import OPERATOR_TOKEN, nearest_constant
 from refinemath.fitting import Points
 from refinemath.loop import Context, Library, SearchState
 from refinemath.pool import best_per_group, skeleton_hash
-from refinemath.proposers.library import PAIR_COST, thin, unit_rows
+from refinemath.proposers.library import PAIR_COST, in_rounds, next_round, thin, unit_rows
 from refinemath.proposers.monomials import MOST_MONOMIALS, around, monomial_values, monomials
 from refinemath.proposers.splice import concat_tokens, mask_invalid, segment, single_token, whole
 
@@ -87,13 +87,13 @@ class Inverses:
     def init(self, context: Context, key: Array) -> Programs:
         """The queue, (rounds, refine, slots)."""
         queue = self.best(context, self.rounds * self.refine)
-        return Programs(*(a.reshape(self.rounds, self.refine, -1) for a in queue))
+        return in_rounds(queue, self.rounds)
 
     def propose(
         self, model: Any, context: Context, memory: Programs, state: SearchState, key: Array
     ) -> tuple[Programs, Programs]:
         """The next of the queue."""
-        return jax.tree.map(lambda a: a[state.step % self.rounds], memory), memory
+        return next_round(memory, state), memory
 
     def best(self, context: Context, most: int) -> Programs:
         """The `most` best formulas; x1 where there are no more."""

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from refinemath.execution import centre, evaluate
+from refinemath.execution import Programs, centre, evaluate
 from refinemath.expression import (
     CONSTANT_BINS,
     END,
@@ -26,7 +26,7 @@ from refinemath.expression import (
     is_constant,
 )
 from refinemath.fitting import Points
-from refinemath.loop import Library
+from refinemath.loop import Library, SearchState
 from refinemath.text import parse_prefix
 
 ANY_CONSTANT = 255  # in a skeleton: a constant to be drawn
@@ -119,6 +119,16 @@ def make_library(key: Array, skeletons: Int[Array, "entries slots"], points: Poi
     in_range = jnp.all(jnp.abs(outputs) < 1e12, axis=1, keepdims=True)
     outputs = jnp.where(in_range, outputs, 0.0)
     return Library(tokens, values, outputs, unit_rows(outputs, points.mask))
+
+
+def in_rounds(queue: Programs, rounds: int) -> Programs:
+    """A queue of formulas as (rounds, formulas a round, slots)."""
+    return Programs(*(a.reshape(rounds, -1, a.shape[1]) for a in queue))
+
+
+def next_round(queue: Programs, state: SearchState) -> Programs:
+    """The formulas of this step; after the last round the first one comes again."""
+    return jax.tree.map(lambda a: a[state.step % len(a)], queue)
 
 
 def scale_rows(v: Float[Array, "batch points"]) -> Float[Array, "batch points"]:

@@ -14,7 +14,7 @@ from refinemath.execution import Programs, lengths
 from refinemath.expression import OPERATOR_TOKEN, nearest_constant
 from refinemath.loop import Context, SearchState
 from refinemath.pool import best_per_group, skeleton_hash
-from refinemath.proposers.library import thin, unit_rows
+from refinemath.proposers.library import in_rounds, next_round, thin, unit_rows
 from refinemath.proposers.pairs import pair_loss
 from refinemath.proposers.splice import concat_tokens, mask_invalid, single_token, whole
 
@@ -42,13 +42,13 @@ class Quotients:
     def init(self, context: Context, key: Array) -> Programs:
         """The queue, (rounds, refine, slots)."""
         queue = self.best(context, self.rounds * self.refine)
-        return Programs(*(a.reshape(self.rounds, self.refine, -1) for a in queue))
+        return in_rounds(queue, self.rounds)
 
     def propose(
         self, model: Any, context: Context, memory: Programs, state: SearchState, key: Array
     ) -> tuple[Programs, Programs]:
         """The next of the queue."""
-        return jax.tree.map(lambda a: a[state.step % self.rounds], memory), memory
+        return next_round(memory, state), memory
 
     def best(self, context: Context, most: int) -> Programs:
         """The `most` best quotients; x1 where there are no more."""

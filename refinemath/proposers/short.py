@@ -17,6 +17,7 @@ from refinemath.expression import is_constant
 from refinemath.fitting import TERMS, Candidate, Points
 from refinemath.loop import Context, Library, SearchState
 from refinemath.pool import Pool, best_per_group, score, skeleton_hash, top_per_group
+from refinemath.proposers.library import in_rounds, next_round
 
 LEAST_FVU = 1e-7  # rounding of 1 - correlation^2: what looks exact is executed before it counts
 
@@ -32,14 +33,14 @@ class Short:
     def init(self, context: Context, key: Array) -> Programs:
         """The queue, (rounds, refine, slots)."""
         rows = queue_order(context.library, context.points, self.rounds * self.refine)
-        queue = context.library.tokens[rows], context.library.values[rows]
-        return Programs(*(a.reshape(self.rounds, self.refine, -1) for a in queue))
+        queue = Programs(context.library.tokens[rows], context.library.values[rows])
+        return in_rounds(queue, self.rounds)
 
     def propose(
         self, model: Any, context: Context, memory: Programs, state: SearchState, key: Array
     ) -> tuple[Programs, Programs]:
         """The next of the queue."""
-        return jax.tree.map(lambda a: a[state.step % self.rounds], memory), memory
+        return next_round(memory, state), memory
 
 
 def correlations(library: Library, points: Points) -> tuple[Array, Array, Array]:

@@ -107,7 +107,7 @@ def draw_band(axes: Axes, result: Result, grid: np.ndarray) -> None:
 
 
 def plot_front(front: Front) -> Figure:
-    """FVU over length of the front, on a log scale; each formula beside its point.  One axis."""
+    """FVU over length of the front, on a log scale; formulas by the number of their points."""
     figure = new_figure(6.4, 3.8)
     axes = figure.subplots()
     style_axes(axes, x="length (tokens)", y="fraction of variance unexplained (no unit)")
@@ -115,7 +115,10 @@ def plot_front(front: Front) -> Figure:
     fvu = [max(c.fvu, 1e-32) for c in front]
     axes.plot([c.length for c in front], fvu, "o-", color=CLOUD, lw=1)
     for i, (c, height) in enumerate(zip(front, fvu, strict=True)):
-        axes.annotate(f"{i}: {c.formula[:40]}", (c.length, height), color=GREY, fontsize="x-small")
+        axes.annotate(str(i), (c.length, height), (4, 4), textcoords="offset points", color=GREY)
+    lines = "\n".join(f"{i}: {c.formula[:40]}" for i, c in enumerate(front))
+    corner = axes.text(0.99, 0.99, lines, transform=axes.transAxes, ha="right", va="top")
+    corner.set(color=GREY, fontsize="x-small")
     return figure
 
 

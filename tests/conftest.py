@@ -2,6 +2,7 @@
 search, and JAX at its strictest.
 """
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,16 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten_after() -> Iterator[None]:
+    """Compiled programs go with the file that used them: every one of them keeps some regions of
+    memory, of which Linux allows a process 65,530.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

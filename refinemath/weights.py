@@ -89,7 +89,7 @@ def save(path: Path, tree: Any, meta: dict[str, Any], *, dtype: Any = None) -> N
         arrays[name] = array.astype(dtype) if narrow else array
     arrays["__meta__"] = np.frombuffer(json.dumps({"format": FORMAT, **meta}).encode(), np.uint8)
     with in_one_step(path) as file:
-        np.savez(file, **arrays)
+        np.savez_compressed(file, **arrays)
 
 
 def _read(path: Path, name: str | None = None) -> dict[str, np.ndarray]:

@@ -38,7 +38,7 @@ class Config:
     hidden: int = 256  # width of a column's code
     heads: int = 4
     latents: int = 16  # slots
-    latent_dim: int = 128
+    latent_dim: int = 512
     decoder_blocks: int = 2
     column_items: int = 4  # items that the slots can read of each column
     stabiliser: str = "polar"

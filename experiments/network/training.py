@@ -50,7 +50,7 @@ class Recipe:
     learning_rate: float = 2e-3
     warmup: int = 100
     depths: tuple[int, ...] = (1, 1, 1, 2, 2, 4, 8)  # refiner steps before the loss, drawn evenly
-    state_share: float = 0.4  # problems that are later states of a recursion
+    state_share: float = 0.2  # problems that are later states of a recursion
     rest_weight: float = 0.02  # weight of the relative velocity where nothing new was shown
     seed: int = 0
 

@@ -10,7 +10,7 @@ CODE   := refinemath tests book experiments
 INSTALL = @PYTHON="$(PYTHON)" sh environment.sh $(VENV)
 
 MINUTES ?= 10
-RUN     ?= runs/network
+RUN     ?= experiments/network/run
 
 .PHONY: solve train-gpu test dev unit notebooks-test lint format hooks book pages browse slides pdf notebooks frame sync-check results clean
 

@@ -25,7 +25,6 @@ from refinemath.fitting import (
     no_candidate,
     tree_where,
 )
-from refinemath.model import Encoded, stabilise
 from refinemath.pool import Pool, empty_pool, merge, score, top_per_group
 
 SKETCH = 8  # numbers of the random projection of a latent in the trace
@@ -78,6 +77,7 @@ class Context(NamedTuple):
     library: Library  # no entries where no proposer uses it
     table: Int[Array, "skeletons slots"]  # for blind draws; no rows where nobody draws
     forbidden: Bool[Array, " vocabulary"] | None = None  # tokens that no formula may hold
+    seen: Any = None  # what latents can read of the points; None where no proposer reads latents
 
     def permitted(self, programs: Programs) -> Programs:
         """The same formulas with x1 in place of each that holds a forbidden token."""
@@ -110,6 +110,25 @@ class SearchState(NamedTuple):
     found_at: Array  # the step at which the best formula appeared
     key: Array
     trace: Trace
+
+
+class LatentModel(Protocol):
+    """What the loop asks of a network."""
+
+    def look(self, points: Points, count: int) -> Any:
+        """What `count` latents can read of the points (batch size 1)."""
+
+    def begin(self, key: Array, count: int, noise: float) -> Float[Array, "latents slots dim"]:
+        """Z_0, with some noise."""
+
+    def refine(self, z: Array, seen: Any, candidates: Candidate) -> Array:
+        """Z_t -> Z_{t+1}."""
+
+    def stabilise(self, z: Array) -> Array:
+        """The nearest latents that the refiner could have written."""
+
+    def sample(self, key: Array, z: Array, seen: Any, count: int) -> Programs:
+        """`count` formulas from each latent, one block a latent."""
 
 
 class Proposer(Protocol):
@@ -168,9 +187,8 @@ def declares(proposer: Any, trait: str) -> bool:
 class Loop:
     """One search: what stays the same in all of its steps."""
 
-    model: Any  # encoder and refiner; None where no proposer reads latents
+    model: Any  # a `LatentModel`; None where no proposer reads latents
     context: Context
-    encoded: Encoded | None
     proposers: tuple[Proposer, ...]
     config: SearchConfig
     limit: Array  # steps, if that is fewer than `config.search_steps`
@@ -201,9 +219,9 @@ class Loop:
 
     def refine(self, state: SearchState) -> SearchState:
         """Z_t -> Z_{t+1} for every latent, and its velocity in the trace."""
-        if self.encoded is None:
+        if self.context.seen is None:
             return state
-        new = self.model.refiner(state.latents, self.encoded, state.candidates)
+        new = self.model.refine(state.latents, self.context.seen, state.candidates)
         speed = velocity(state.latents, new)
         trace = state.trace._replace(velocity=state.trace.velocity.at[state.step].set(speed))
         return state._replace(latents=new, trace=trace)
@@ -301,14 +319,6 @@ def empty_trace(steps: int, latents: int, slots: int) -> Trace:
     return Trace(*(jnp.full(shape, jnp.nan, jnp.float32) for shape in shapes))
 
 
-def encode_points(model: Any, points: Points, latents: int) -> Encoded:
-    """The encoded points X, once for every latent."""
-    one = model.encoder(points)
-    each, summary = (jnp.broadcast_to(a, (latents, *a.shape[1:])) for a in (one.each, one.summary))
-    many = Points(*(jnp.broadcast_to(a, (latents, *a.shape[1:])) for a in points))
-    return Encoded(each, summary, many)
-
-
 def search(
     model: Any,
     context: Context,
@@ -330,13 +340,12 @@ def search(
         p.init(context, jax.random.fold_in(k_init, i)) for i, p in enumerate(proposers)
     )
     reads = any(declares(p, "reads_latents") for p in proposers)
-    encoded = encode_points(model, points, config.latents) if reads else None
+    count = config.latents if reads else 0
     latents = jnp.zeros((0, slots, 1), jnp.float32)
-    if encoded is not None:
-        seed = model.refiner.seed[...]
-        noise = jax.random.normal(k_latents, (config.latents, *seed.shape))
-        latents = model.refiner.start(config.noise * noise)
-    many = encoded.points if encoded is not None else Points(*(a[:0] for a in points))
+    if reads:
+        latents = model.begin(k_latents, count, config.noise)
+        context = context._replace(seen=model.look(points, count))
+    many = Points(*(jnp.broadcast_to(a, (count, *a.shape[1:])) for a in points))
     first = min(config.subtrees, len(context.library.tokens)) or 1
     library = Subtrees(*(a[:first] for a in context.library[:3]))
     if not len(library.tokens):
@@ -348,7 +357,7 @@ def search(
     zero = jnp.zeros((), jnp.int32)
     state = SearchState(
         latents,
-        no_candidate(many, latents.shape[1]),
+        no_candidate(many, slots),
         start,
         start.programs(),
         library,
@@ -358,7 +367,7 @@ def search(
         key,
         empty_trace(config.search_steps, len(latents), latents.shape[1]),
     )
-    loop = Loop(model, context, encoded, proposers, config, limit)
+    loop = Loop(model, context, proposers, config, limit)
     end = jax.lax.while_loop(loop.unfinished, loop.step, state)
     return SearchOutput(end.pool, end.latents, end.trace, end.step, end.found_at)
 
@@ -377,8 +386,8 @@ class SettleState(NamedTuple):
 class Settling:
     """What stays the same while the latents come to rest with one formula as their candidate."""
 
-    model: Any
-    encoded: Encoded
+    model: Any  # a `LatentModel`
+    seen: Any
     candidate: Candidate
     threshold: Array
     limit: Array  # steps
@@ -386,10 +395,10 @@ class Settling:
 
     def step(self, state: SettleState) -> SettleState:
         """Move every latent that has not halted."""
-        refined = new = self.model.refiner(state.latents, self.encoded, self.candidate)
+        refined = new = self.model.refine(state.latents, self.seen, self.candidate)
         if self.leap:
             ahead = anderson_step(state.latents, refined, state.before, self.leap)
-            ahead = stabilise(ahead, self.model.refiner.stabiliser)
+            ahead = self.model.stabilise(ahead)
             new = jnp.where(state.step >= 2, ahead, refined)
         halted = state.hits >= 2
         speed = jnp.where(halted, 0.0, velocity(state.latents, new))
@@ -434,12 +443,11 @@ def settle(
     This changes no formula: it is the record of halting.  Chapter 7.
     """
     count = len(latents)
-    encoded = encode_points(model, points, count)
     candidate = jax.tree.map(lambda a: jnp.broadcast_to(a[:1], (count, *a.shape[1:])), best)
     trace = empty_trace(config.steps, count, latents.shape[1])
     still = jnp.zeros(count, jnp.int32)
     start = SettleState(latents, (latents, latents), still, jnp.zeros((), jnp.int32), trace)
-    settling = Settling(model, encoded, candidate, threshold, limit, config.leap)
+    settling = Settling(model, model.look(points, count), candidate, threshold, limit, config.leap)
     end = jax.lax.while_loop(settling.unfinished, settling.step, start)
     return SettleOutput(end.latents, end.trace, end.step, jnp.all(end.hits >= 2))
 

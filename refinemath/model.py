@@ -16,7 +16,8 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from refinemath import grammar
-from refinemath.expression import MAX_VARIABLES, SLOTS, VOCABULARY_SIZE, is_constant
+from refinemath.execution import Programs
+from refinemath.expression import MAX_VARIABLES, SLOTS, TOKEN_VALUE, VOCABULARY_SIZE, is_constant
 from refinemath.fitting import Candidate, Points
 from refinemath.newton_schulz import MUON, POLAR, orthogonalize
 
@@ -639,3 +640,31 @@ class Model(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.encoder = Encoder(config, rngs=rngs)
         self.refiner = Refiner(config, rngs=rngs)
+
+    def look(self, points: Points, count: int) -> Encoded:
+        """The encoded points X (batch size 1), once for every latent."""
+        one = self.encoder(points)
+        each, summary = (
+            jnp.broadcast_to(a, (count, *a.shape[1:])) for a in (one.each, one.summary)
+        )
+        many = Points(*(jnp.broadcast_to(a, (count, *a.shape[1:])) for a in points))
+        return Encoded(each, summary, many)
+
+    def begin(self, key: Array, count: int, noise: float) -> Float[Array, "latents slots dim"]:
+        """The seed with some noise."""
+        shape = (count, *self.refiner.seed[...].shape)
+        return self.refiner.start(noise * jax.random.normal(key, shape))
+
+    def refine(self, z: Array, seen: Encoded, candidates: Candidate) -> Array:
+        """One step of the refiner."""
+        return self.refiner(z, seen, candidates)
+
+    def stabilise(self, z: Array) -> Array:
+        """Unit rows, as the refiner writes them."""
+        return stabilise(z, self.refiner.stabiliser)
+
+    def sample(self, key: Array, z: Array, seen: Encoded, count: int) -> Programs:
+        """`count` formulas from each latent, their numbers those of the bins."""
+        tokens = self.refiner.sample(key, z, count)
+        tokens = tokens.reshape(-1, tokens.shape[-1])
+        return Programs(tokens, jnp.asarray(TOKEN_VALUE)[tokens])

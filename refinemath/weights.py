@@ -24,6 +24,8 @@ import numpy as np
 from flax import nnx
 
 from refinemath.model import Model, ModelConfig
+from refinemath.network import model as network
+from refinemath.network.config import Config
 
 FORMAT = 1
 
@@ -157,14 +159,16 @@ def load(path: Path, like: Any, *, grown: bool = False) -> tuple[Any, dict[str, 
     return jax.tree.unflatten(jax.tree.structure(like), leaves), meta
 
 
-def shipped_widths() -> list[int]:
-    """The latent widths whose weights are in the package."""
+def shipped_widths(kind: str = "refinemath") -> list[int]:
+    """The latent widths of which the package has weights: of the first network (`refinemath`), or
+    of the one for tables (`tables`).
+    """
     folder = resources.files("refinemath") / "weights"
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
     return sorted(
-        int(n.removeprefix("refinemath-").removesuffix(".npz"))
+        int(n.removeprefix(f"{kind}-").removesuffix(".npz"))
         for n in names
-        if n.startswith("refinemath-") and n.endswith(".npz")
+        if n.startswith(f"{kind}-") and n.endswith(".npz")
     )
 
 
@@ -173,12 +177,14 @@ class Weights(NamedTuple):
 
     params: Any
     graph: Any
-    config: ModelConfig
+    config: ModelConfig | Config
 
 
-def shipped_weights(latent_dim: int) -> Weights:
-    """The weights of this width in the package.  Raises `CheckpointError` if there are none."""
-    widths = shipped_widths()
+def shipped_weights(latent_dim: int, kind: str = "refinemath") -> Weights:
+    """The weights of this width in the package, of a kind of `shipped_widths`.  Raises
+    `CheckpointError` if there are none.
+    """
+    widths = shipped_widths(kind)
     if latent_dim not in widths:
         raise CheckpointError(
             f"no weights of latent_dim {latent_dim} are shipped; shipped: "
@@ -187,7 +193,7 @@ def shipped_weights(latent_dim: int) -> Weights:
             "--out FOLDER` and pass weights='FOLDER/weights.npz'"
         )
     folder = resources.files("refinemath") / "weights"
-    return _load_model(Path(str(folder / f"refinemath-{latent_dim}.npz")), 0)
+    return _load_model(Path(str(folder / f"{kind}-{latent_dim}.npz")), 0)
 
 
 def load_weights(path: Path, latent_dim: int) -> Weights:
@@ -204,11 +210,14 @@ def load_weights(path: Path, latent_dim: int) -> Weights:
 def _load_model(path: Path, changed: int) -> Weights:
     """A model, read once until its file has `changed`, a time."""
     meta = read_meta(path)
+    described = meta.get("config")
+    first = not isinstance(described, dict) or "latents" not in described
     try:
-        config = ModelConfig(**meta["config"])
+        config = ModelConfig(**meta["config"]) if first else Config(**meta["config"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} describes a model that this version does not know: {error}"
         ) from None
-    graph, template = nnx.split(nnx.eval_shape(lambda: Model(config, rngs=nnx.Rngs(0))))
+    made: Any = Model if first else network.Model
+    graph, template = nnx.split(nnx.eval_shape(lambda: made(config, rngs=nnx.Rngs(0))))
     return Weights(load(path, template)[0], graph, config)

@@ -28,9 +28,12 @@ SOURCES = {name: ast.parse(text) for name, text in TEXTS.items()}
 # Imports go one way: a module may import those of earlier rows.
 CORE = (
     "expression newton_schulz",
-    "execution text grammar",
-    "fitting examples",
-    "pool model",
+    "execution text grammar network network.spine network.layers",
+    "fitting examples network.config",
+    "pool model network.moments",
+    "network.encoder network.decoder",
+    "network.refiner",
+    "network.model",
     "loop",
 )
 SEARCH = (
@@ -86,6 +89,9 @@ GREEDY = {
     "fitting.levenberg_marquardt.step",
     "fitting.orthonormal.next_term",
     "model.Refiner.sample.step",
+    "network.decoder.Decoder.sample.step",
+    "network.spine._exchange.step",
+    "network.spine.states.step",
     "proposers.pairs.best_partners.block",
     "proposers.quotients.Quotients.best.best_of",
     "training.make_trainer.init",

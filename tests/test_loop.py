@@ -35,7 +35,6 @@ from refinemath.loop import (
     Settling,
     anderson_step,
     declares,
-    encode_points,
     settle,
 )
 from refinemath.model import Model, Refiner, stabilise
@@ -136,7 +135,7 @@ def test_the_while_loop_is_a_masked_python_loop(
 def test_a_step_of_the_search_is_a_step_of_the_refiner(
     states: list[SearchState], tiny_model: Model
 ) -> None:
-    encoded = encode_points(tiny_model, scatter(), LOOP.latents)
+    encoded = tiny_model.look(scatter(), LOOP.latents)
     graph, params = nnx.split(tiny_model)
     step = jax.jit(lambda z, seen: nnx.merge(graph, params).refiner(z, encoded, seen))
     steps = [pair for pair in itertools.pairwise(states) if int(pair[1].step) > int(pair[0].step)]
@@ -431,7 +430,7 @@ def test_a_step_of_settling_is_a_step_of_the_refiner_moved_ahead(
 ) -> None:
     settling, states = settled
     graph, params = nnx.split(tiny_model)
-    encoded, candidate = settling.encoded, settling.candidate
+    encoded, candidate = settling.seen, settling.candidate
     step = jax.jit(lambda z: nnx.merge(graph, params).refiner(z, encoded, candidate))
     leapt = 0
     for old, new in itertools.pairwise(states):

@@ -19,10 +19,10 @@ from experiments.network.remainder import (
     most_frequent,
     undo,
 )
-from experiments.network.spine import END, TOKEN
 from refinemath.execution import Programs
 from refinemath.fitting import Points, execute
 from refinemath.loop import Context
+from refinemath.network.spine import END, TOKEN
 from refinemath.proposers.library import make_library, short_skeletons
 
 X = np.linspace(0.4, 2.0, 48)

@@ -96,7 +96,7 @@ def test_a_file_is_replaced_in_one_step(path: Path, monkeypatch: pytest.MonkeyPa
     def full(*_: object, **__: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(np, "savez", full)
+    monkeypatch.setattr(np, "savez_compressed", full)
     with pytest.raises(OSError, match="no space"):
         weights.save(path, tree(), {"other": 1})
     assert path.read_bytes() == before

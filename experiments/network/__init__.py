@@ -1,21 +1,19 @@
-"""The next network: a lab brought into the repository, not yet used by `refinemath`.
+"""How the network for tables, `refinemath.network`, is trained and measured.
 
-It looks at a scatter plot through moments: correlations of a fixed list of functions of x with
-functions of y, so that the order of the points, the scale and the offset of y do not matter
-(`moments`).  Sixteen orthonormal latents are refined by one refiner, the same weights at every
-step (`model`).  A small causal decoder reads the latents alone and writes a formula in spine order
-(`spine`): prefix order with the shorter operand first, so that what follows an operator and its
-short operand is the rest of the formula.  It is asked three things: the whole formula, the next
-operation (one operator and its short operand), or a repair, with a wrong candidate and its residual
-among what the latents read (`candidates`).  All numbers are one token; their values are fitted.
+It is asked three things: the whole formula, the next operation (one operator and its short
+operand), or a repair, with a wrong candidate and its residual among what the latents read
+(`candidates`).
 
     python -m experiments.network.training run FOLDER [--minutes M]
     python -m experiments.network.training release FOLDER --steps 1000
     python -m experiments.network.evaluate FOLDER nats|operations|chain|loop
 
+The run stands in experiments/network/run, its last checkpoint in the repository.
+
 `run` makes its table of skeletons in FOLDER, trains at a constant rate, logs, and goes on bit for
 bit from its checkpoint (at most 16 MiB); `release` writes weights after a falling rate.  Sizes are
-the fields of `model.Config` and `training.Recipe`, given as JSON: `--config '{"width": 64}'`.
+the fields of `refinemath.network.config.Config` and `training.Recipe`, given as JSON: `--config
+'{"width": 64}'`.
 
 What the lab measured, one variable, nats for the whole formula (less is better), 1,536 problems:
 

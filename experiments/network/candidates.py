@@ -10,8 +10,10 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from experiments.network.examples import Examples
-from experiments.network.moments import Candidate
-from experiments.network.spine import (
+from refinemath import fitting
+from refinemath.fitting import Points
+from refinemath.network.moments import Candidate
+from refinemath.network.spine import (
     ARITY,
     COLUMNS,
     END,
@@ -21,8 +23,6 @@ from experiments.network.spine import (
     from_spine,
     structure,
 )
-from refinemath import fitting
-from refinemath.fitting import Points
 
 _NOT_DRAWN = ("END", *(f"x{k + 1}" for k in range(COLUMNS)))
 _OPERATORS = [

@@ -21,8 +21,16 @@ from jaxtyping import Int
 
 from experiments.network.candidates import draw_candidates
 from experiments.network.examples import Examples, draw_examples, length_weights
-from experiments.network.moments import Candidate, no_candidate
-from experiments.network.spine import (
+from experiments.network.store import load_model
+from experiments.network.training import Corpus, Recipe, make_corpus
+from refinemath.corpus.build import build_table
+from refinemath.corpus.exclusions import training_exclusions
+from refinemath.corpus.signatures import signature_words
+from refinemath.examples import SkeletonTable, draw_constants, draw_skeletons, rename
+from refinemath.execution import additive_terms, evaluate_nodes
+from refinemath.fitting import Points, levenberg_marquardt, project
+from refinemath.network.moments import Candidate, no_candidate
+from refinemath.network.spine import (
     ARITY,
     COLUMNS,
     END,
@@ -32,14 +40,6 @@ from experiments.network.spine import (
     structure,
     to_spine,
 )
-from experiments.network.store import load_model
-from experiments.network.training import Corpus, Recipe, make_corpus
-from refinemath.corpus.build import build_table
-from refinemath.corpus.exclusions import training_exclusions
-from refinemath.corpus.signatures import signature_words
-from refinemath.examples import SkeletonTable, draw_constants, draw_skeletons, rename
-from refinemath.execution import additive_terms, evaluate_nodes
-from refinemath.fitting import Points, levenberg_marquardt, project
 from refinemath.weights import in_one_step
 
 GROUPS = ((2, 5), (6, 8), (9, 12), (13, 16), (17, 24))

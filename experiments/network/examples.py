@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from experiments.network.spine import END, SLOTS, from_spine, states, to_spine
 from refinemath import examples as package
 from refinemath.corpus.signatures import signature
 from refinemath.examples import TERMS, Reject, SkeletonTable, draw_constants, draw_points, rename
 from refinemath.execution import additive_terms, centre, evaluate_nodes
 from refinemath.expression import OPERATOR_TOKEN, is_variable
+from refinemath.network.spine import END, SLOTS, from_spine, states, to_spine
 
 
 class Examples(NamedTuple):

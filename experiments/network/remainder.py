@@ -21,9 +21,13 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from experiments.network.model import Model
-from experiments.network.moments import masked_range
-from experiments.network.spine import (
+from refinemath.execution import Programs, centre, evaluate, lengths, masked_mean
+from refinemath.expression import OPERATOR_TOKEN, is_constant, nearest_constant
+from refinemath.fitting import Points, solve_small
+from refinemath.loop import Context, Library, SearchState
+from refinemath.network.model import Model
+from refinemath.network.moments import masked_range
+from refinemath.network.spine import (
     ARITY,
     END,
     FIRST_OPERATOR,
@@ -32,10 +36,6 @@ from experiments.network.spine import (
     TOKEN,
     from_spine,
 )
-from refinemath.execution import Programs, centre, evaluate, lengths, masked_mean
-from refinemath.expression import OPERATOR_TOKEN, is_constant, nearest_constant
-from refinemath.fitting import Points, solve_small
-from refinemath.loop import Context, Library, SearchState
 from refinemath.proposers.library import unit_rows
 from refinemath.proposers.splice import Segment, concat_tokens, mask_invalid, single_token, whole
 

@@ -12,9 +12,10 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from experiments.network.model import Config, Model
 from experiments.network.optimizer import make_optimizer
 from refinemath import weights
+from refinemath.network.config import Config
+from refinemath.network.model import Model
 
 MOST_BYTES = 16 * 2**20  # of a checkpoint, so that it can travel
 

@@ -26,14 +26,16 @@ from jax import Array
 
 from experiments.network.candidates import draw_candidates
 from experiments.network.examples import Examples, Exclusions, draw_examples, length_weights
-from experiments.network.model import Config, Items, Model
 from experiments.network.optimizer import make_optimizer
-from experiments.network.spine import END, SLOTS
 from experiments.network.store import State, load, save, settings
 from refinemath.corpus.build import build_table
 from refinemath.corpus.exclusions import excludes, training_exclusions
 from refinemath.examples import SkeletonTable
 from refinemath.fitting import Points
+from refinemath.network.config import Config
+from refinemath.network.encoder import Items
+from refinemath.network.model import Model
+from refinemath.network.spine import END, SLOTS
 from refinemath.weights import in_one_step
 
 

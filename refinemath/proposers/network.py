@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from refinemath.execution import Programs
-from refinemath.expression import TOKEN_VALUE
 from refinemath.loop import Context, SearchState
 
 
@@ -32,8 +31,6 @@ class Network:
         self, model: Any, context: Context, memory: tuple[()], state: SearchState, key: Array
     ) -> tuple[Programs, tuple[()]]:
         """(latents x per_latent) legal formulas."""
-        tokens = model.refiner.sample(key, state.latents, self.per_latent)
-        tokens = tokens.reshape(-1, tokens.shape[-1])
-        room = state.pool.tokens.shape[1] - tokens.shape[1]
-        tokens = jnp.pad(tokens, ((0, 0), (0, room)))
-        return Programs(tokens, jnp.asarray(TOKEN_VALUE)[tokens]), memory
+        programs = model.sample(key, state.latents, context.seen, self.per_latent)
+        room = (0, 0), (0, state.pool.tokens.shape[1] - programs.tokens.shape[1])
+        return Programs(*(jnp.pad(a, room) for a in programs)), memory

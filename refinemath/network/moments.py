@@ -15,8 +15,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from experiments.network.spine import COLUMNS, END
 from refinemath.fitting import Points
+from refinemath.network.spine import COLUMNS, END
 
 X_FUNCTIONS, Y_FUNCTIONS, RATIO_FUNCTIONS, STATISTICS, SCORES = 68, 28, 4, 12, 5
 EXACT = jax.lax.Precision.HIGHEST  # a correlation near 1 loses its meaning in bfloat16

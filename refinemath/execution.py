@@ -11,7 +11,17 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from refinemath.expression import ARITY, END, FIRST_OPERATOR, OPERATOR_TOKEN, OPERATORS
+from refinemath.expression import (
+    ARITY,
+    CONSTANT_BINS,
+    END,
+    FIRST_CONSTANT,
+    FIRST_OPERATOR,
+    OPERATOR_TOKEN,
+    OPERATORS,
+    TOKEN_VALUE,
+    is_constant,
+)
 
 
 class Programs(NamedTuple):
@@ -53,8 +63,15 @@ def structure(
     The first operand of slot i is slot i+1; the second starts where the first one ends, at i + 1 +
     size[i+1].  Chapter 1.
     """
-    batch, slots = tokens.shape
-    arity = jnp.asarray(ARITY)[tokens].T
+    return structure_by_arity(jnp.asarray(ARITY)[tokens])
+
+
+def structure_by_arity(
+    operands: Int[Array, "batch slots"],
+) -> tuple[Int[Array, "batch slots"], Int[Array, "batch slots"]]:
+    """`structure` of rows of tokens of any vocabulary, given how many operands each token has."""
+    batch, slots = operands.shape
+    arity = operands.T
     row = jnp.arange(batch, dtype=jnp.int32)
 
     def step(size: Array, i: Array) -> tuple[Array, Array]:
@@ -72,6 +89,13 @@ def structure(
         reverse=True,
     )
     return size[:slots].T, second.T
+
+
+def with_drawn_constants(key: Array, tokens: Int[Array, "batch slots"]) -> Programs:
+    """The same formulas with every constant drawn from the bins."""
+    drawn = FIRST_CONSTANT + jax.random.randint(key, tokens.shape, 0, len(CONSTANT_BINS))
+    tokens = jnp.where(is_constant(tokens), drawn, tokens)
+    return Programs(tokens, jnp.asarray(TOKEN_VALUE)[tokens])
 
 
 def apply_operator(

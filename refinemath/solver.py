@@ -28,7 +28,7 @@ from refinemath.proposers.registry import DEFAULT, resolve
 from refinemath.reading import read_table
 from refinemath.result import Result, constant_result
 from refinemath.schedule import Schedule
-from refinemath.weights import Weights, load_weights, shipped_weights, shipped_widths
+from refinemath.weights import Weights, load_weights, shipped_weights
 
 SLOTS_SEVERAL = 24  # tokens of a formula in several variables
 PATIENCE = 3  # further searches without a better formula before giving up
@@ -183,14 +183,11 @@ class RefineMath:
         for proposer in self.on_host:
             answers.add_written(proposer.solutions(answers.problem.x, answers.problem.y))
 
-    def parameters(self, variables: int = 1) -> Weights:
-        """The weights that this model searches with: its own, or those shipped for one variable or
-        for several.  Raises `CheckpointError`.
-        """
-        if self.weights is not None:
-            return load_weights(self.weights, self.latent_dim)
-        kind = "tables" if variables > 1 and shipped_widths("tables") else "refinemath"
-        return shipped_weights(self.latent_dim, kind)
+    def parameters(self) -> Weights:
+        """The weights that this model searches with.  Raises `CheckpointError`."""
+        if self.weights is None:
+            return shipped_weights(self.latent_dim)
+        return load_weights(self.weights, self.latent_dim)
 
     def _engine(self, variables: int, operators: frozenset[str] = OPERATOR_NAMES) -> Engine | None:
         """What searches in so many variables.  Without weights for them the network is left out;
@@ -199,7 +196,7 @@ class RefineMath:
         if not self.proposers:
             return None
         reads = any(declares(p, "reads_latents") for p in self.proposers)
-        weights = self.parameters(variables) if reads else None
+        weights = self.parameters() if reads else None
         known = weights.config.variables if weights else 0
         if variables > known:
             weights = None

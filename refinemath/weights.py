@@ -159,16 +159,14 @@ def load(path: Path, like: Any, *, grown: bool = False) -> tuple[Any, dict[str, 
     return jax.tree.unflatten(jax.tree.structure(like), leaves), meta
 
 
-def shipped_widths(kind: str = "refinemath") -> list[int]:
-    """The latent widths of which the package has weights: of the first network (`refinemath`), or
-    of the one for tables (`tables`).
-    """
+def shipped_widths() -> list[int]:
+    """The latent widths whose weights are in the package."""
     folder = resources.files("refinemath") / "weights"
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
     return sorted(
-        int(n.removeprefix(f"{kind}-").removesuffix(".npz"))
+        int(n.removeprefix("refinemath-").removesuffix(".npz"))
         for n in names
-        if n.startswith(f"{kind}-") and n.endswith(".npz")
+        if n.startswith("refinemath-") and n.endswith(".npz")
     )
 
 
@@ -180,11 +178,9 @@ class Weights(NamedTuple):
     config: ModelConfig | Config
 
 
-def shipped_weights(latent_dim: int, kind: str = "refinemath") -> Weights:
-    """The weights of this width in the package, of a kind of `shipped_widths`.  Raises
-    `CheckpointError` if there are none.
-    """
-    widths = shipped_widths(kind)
+def shipped_weights(latent_dim: int) -> Weights:
+    """The weights of this width in the package.  Raises `CheckpointError` if there are none."""
+    widths = shipped_widths()
     if latent_dim not in widths:
         raise CheckpointError(
             f"no weights of latent_dim {latent_dim} are shipped; shipped: "
@@ -193,7 +189,7 @@ def shipped_weights(latent_dim: int, kind: str = "refinemath") -> Weights:
             "--out FOLDER` and pass weights='FOLDER/weights.npz'"
         )
     folder = resources.files("refinemath") / "weights"
-    return _load_model(Path(str(folder / f"{kind}-{latent_dim}.npz")), 0)
+    return _load_model(Path(str(folder / f"refinemath-{latent_dim}.npz")), 0)
 
 
 def load_weights(path: Path, latent_dim: int) -> Weights:

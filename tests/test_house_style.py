@@ -28,9 +28,9 @@ SOURCES = {name: ast.parse(text) for name, text in TEXTS.items()}
 # Imports go one way: a module may import those of earlier rows.
 CORE = (
     "expression newton_schulz",
-    "execution text grammar network network.spine network.layers",
-    "fitting examples network.config",
-    "pool model network.moments",
+    "execution text grammar network network.layers",
+    "fitting examples network.spine",
+    "pool model network.config network.moments",
     "network.encoder network.decoder",
     "network.refiner",
     "network.model",

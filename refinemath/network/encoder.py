@@ -72,6 +72,12 @@ class Encoder(nnx.Module):
         if not self.config.feedback:
             return items
         candidate = moments.no_candidate(points, SLOTS) if candidate is None else candidate
+        return self.with_candidate(points, fx, items, candidate)
+
+    def with_candidate(
+        self, points: Points, fx: Array, items: Items, candidate: Candidate
+    ) -> Items:
+        """The items of the points and those of the candidate."""
         rows, mask = self.read_candidate(points, fx, items, candidate)
         rows, mask = jnp.concatenate([items.rows, rows], 1), jnp.concatenate([items.mask, mask], 1)
         return Items(rows, mask, items.columns)

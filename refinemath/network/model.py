@@ -4,8 +4,8 @@ formula.
 Letters: x columns, Z latents (batch, slots, latent_dim), w width, items (batch, items, w) what the
 slots can read.
 One model answers three questions.  The whole formula: decode to the end.  The next operation: stop
-after an operator
-and its short operand.  A repair: the same, with a candidate and its residual among the items.
+after an operator and its short operand.  A repair: the same, with a candidate and its residual
+among the items.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jax import Array
 from jaxtyping import Float
 
 from refinemath import expression, fitting
-from refinemath.execution import Programs
+from refinemath.execution import Programs, with_drawn_constants
 from refinemath.fitting import Points
 from refinemath.network import moments
 from refinemath.network.config import Config
@@ -80,10 +80,8 @@ class Model(nnx.Module):
         tokens = to_spine(jnp.where(known[:, None], candidates.tokens, END)[:, :SLOTS])[0]
         fitted = jnp.where(known[:, None], candidates.fitted, 0.0)
         shown = Candidate(tokens, fitted, jnp.clip(candidates.fvu, 0.0, 1.0), known)
-        rows, mask = self.encoder.read_candidate(seen.points, seen.fx, seen.items, shown)
-        rows = jnp.concatenate([seen.items.rows, rows], axis=1)
-        mask = jnp.concatenate([seen.items.mask, mask], axis=1)
-        return self.refiner(z, self.refiner.block.cross.read(rows), mask)
+        items = self.encoder.with_candidate(seen.points, seen.fx, seen.items, shown)
+        return self.refiner(z, self.refiner.block.cross.read(items.rows), items.mask)
 
     def stabilise(self, z: Array) -> Array:
         """Slots as the refiner writes them."""
@@ -97,7 +95,4 @@ class Model(nnx.Module):
         drawn, _ = self.decoder.sample(k[0], z, seen.items.columns, max(1, count // REPEATS))
         repeated = jnp.tile(drawn, (1, -(-count // drawn.shape[1]), 1))[:, :count]
         tokens = from_spine(repeated.reshape(-1, SLOTS))[0]
-        number = jax.random.randint(k[1], tokens.shape, 0, len(expression.CONSTANT_BINS))
-        number = expression.FIRST_CONSTANT + number
-        tokens = jnp.where(expression.is_constant(tokens), number, tokens)
-        return Programs(tokens, jnp.asarray(expression.TOKEN_VALUE)[tokens])
+        return with_drawn_constants(k[1], tokens)

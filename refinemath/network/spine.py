@@ -17,6 +17,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from refinemath import expression
+from refinemath.execution import structure_by_arity
 
 SLOTS = 24
 COLUMNS = 10  # variables that the vocabulary can name
@@ -54,28 +55,13 @@ TO_BASE = np.array(
     np.int32,
 )
 _REVERSE = np.arange(len(VOCABULARY), dtype=np.int32)
-_UNREVERSE = _REVERSE.copy()
 for _name in REVERSED:
-    _REVERSE[TOKEN[_name]], _UNREVERSE[TOKEN[f"r{_name}"]] = TOKEN[f"r{_name}"], TOKEN[_name]
+    _REVERSE[TOKEN[_name]] = TOKEN[f"r{_name}"]
 
 
 def structure(tokens: Int[Array, "batch slots"]) -> tuple[Array, Array]:
     """Sizes of all subtrees and the slot of each second operand, each (batch, slots)."""
-    batch, slots = tokens.shape
-    arity = jnp.asarray(ARITY)[tokens].T
-    row = jnp.arange(batch, dtype=jnp.int32)
-
-    def step(size: Array, i: Array) -> tuple[Array, Array]:
-        first = size[i + 1]
-        second = jnp.minimum(i + 1 + first, slots)
-        total = 1 + jnp.where(arity[i] > 0, first, 0)
-        total = total + jnp.where(arity[i] > 1, size[second, row], 0)
-        return size.at[i].set(total), second
-
-    places = jnp.arange(slots, dtype=jnp.int32)
-    size = jnp.zeros((slots + 1, batch), jnp.int32)
-    size, second = jax.lax.scan(step, size, places, reverse=True)
-    return size[:slots].T, second.T
+    return structure_by_arity(jnp.asarray(ARITY)[tokens])
 
 
 def _exchange(

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from refinemath.execution import Programs
-from refinemath.expression import CONSTANT_BINS, FIRST_CONSTANT, TOKEN_VALUE, is_constant
+from refinemath.execution import Programs, with_drawn_constants
 from refinemath.loop import Context, SearchState
 
 
@@ -34,6 +33,4 @@ class Prior:
         k = jax.random.split(key)
         row = jax.random.randint(k[0], (self.count,), 0, context.table.shape[0])
         tokens = context.table[row].astype(jnp.int32)
-        drawn = FIRST_CONSTANT + jax.random.randint(k[1], tokens.shape, 0, len(CONSTANT_BINS))
-        tokens = jnp.where(is_constant(tokens), drawn, tokens)
-        return Programs(tokens, jnp.asarray(TOKEN_VALUE)[tokens]), memory
+        return with_drawn_constants(k[1], tokens), memory
